@@ -1,0 +1,49 @@
+BIN := .venv/bin
+PYTHON = $(firstword $(foreach p,python3.11 python3 python,$(if $(shell \
+    $p -c "import sys; print('ok' * (sys.version_info >= (3, 11)))" 2>/dev/null),$p)))
+
+.PHONY: help env train test docs lab bench browser FORCE
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+env: .venv/.ready  ## build .venv (instant when it is there)
+
+train: env  ## train and report; DATASET=beauty, or a path; ARGS="-p epochs 5" for more parameters
+	@mkdir -p runs
+	$(BIN)/papermill nbs/train.ipynb runs/train$(addprefix -,$(basename $(notdir $(DATASET)))).ipynb \
+	    --log-output --no-progress-bar $(if $(DATASET),-p dataset "$(DATASET)") $(ARGS)
+
+test: env browser  ## run every notebook and every check
+	$(BIN)/python -m pytest $(ARGS)
+
+docs: env  ## build the site into _docs
+	$(BIN)/python scripts/docs.py
+
+lab: env  ## open JupyterLab
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) nbs/index.ipynb
+
+bench: env  ## measure, and record the figures in bench/results; ONLY=main_job for one topic
+	@set -e; for f in $(or $(ONLY:%=bench/%.py),$(filter-out %/record.py,$(wildcard bench/*.py))); do \
+	    echo "== $$f"; $(BIN)/python $$f; done
+
+# The environment is whole when the stamp is there and its Python runs; otherwise it is built anew.
+ENV_WORKS := $(shell test -f .venv/.ready && $(BIN)/python -c "" 2>/dev/null && echo yes)
+ifneq ($(ENV_WORKS),yes)
+.venv/.ready: FORCE
+endif
+.venv/.ready: pyproject.toml constraints.txt
+	@test "$(ENV_WORKS)" = yes || { echo "Building .venv: a few minutes, once"; \
+	    $(or $(PYTHON),$(error itemlm needs Python 3.11 or newer on the PATH)) -m venv --clear .venv; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# Tests that look at pages need a browser: Debian's chromium is installed where that can be done.
+browser:
+	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
+	    echo "Installing chromium for the tests that look at pages"; \
+	    apt-get update -qq && apt-get install -y -qq chromium >/dev/null || test -z "$(CI)"; \
+	fi
+
+FORCE:
