@@ -1,0 +1,90 @@
+"""Write `bench/results/<topic>.json`, the one place for figures that this project states.
+
+A script under `bench/` measures and calls `record("topic", {"key": number})`. A long job calls it after every unit of
+work and asks `recorded("topic")` where it stopped: figures of the same commit are kept and added to.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench/results"
+MEASURED = "itemlm", "nbs"  # a change of these makes older figures stale
+PACKAGES = "torch", "numpy", "pandas"
+
+
+def record(
+    topic: str,  # Name of the file
+    figures: dict,  # key -> number
+    notes: str = "",  # What was measured and how
+    packages: tuple = PACKAGES,  # Whose versions to state
+) -> Path:
+    "Add `figures` to the topic's file; figures of another commit or machine are dropped first."
+    rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in figures.items()}
+    return write(topic, {
+        "figures": recorded(topic) | rounded,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "notes": notes,
+    })
+
+
+def recorded(topic: str) -> dict:
+    "The figures recorded for this commit on this machine, so that a long job can go on where it stopped."
+    old = load(topic)
+    return old["figures"] if old.get("commit") == commit() and old.get("machine") == machine() else {}
+
+
+def load(topic: str) -> dict:
+    "The topic's file, empty when there is none."
+    file = RESULTS / f"{topic}.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def write(topic: str, result: dict) -> Path:
+    "Write the topic's file whole or not at all."
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{topic}.json"
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=2) + "\n")
+    part.replace(file)
+    return file
+
+
+def commit() -> str:
+    "The last commit that changed what is measured, marked when the files differ from it."
+    return git("log", "-1", "--format=%h", "--", *MEASURED) + ("-dirty" if git("status", "-s", "--", *MEASURED) else "")
+
+
+def git(*args: str) -> str:
+    "What git says."
+    return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def machine() -> dict:
+    "What the figures are measured on."
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    return {
+        "cpu": cpu_name(),
+        "cores": len(cores),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def cpu_name() -> str:
+    "The processor's name, as Linux tells it."
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,29 @@
+"""What several tests share."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def named(path: Path) -> str:
+    "A notebook's name in the list of tests."
+    return path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "A headless Chromium; the test is skipped where there is none, except in CI."
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, ["chromium", "google-chrome"])), None)
+    if not program:
+        if os.environ.get("CI"): pytest.fail("CI must have a browser: apt-get install chromium")
+        pytest.skip("no chromium on this machine")
+    with sync_playwright() as p:
+        yield p.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])

@@ -1,0 +1,100 @@
+"""The workspace agrees with itself: settings, notebooks, modules, README."""
+
+import configparser
+import filecmp
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import NOTEBOOKS, ROOT, named
+
+import itemlm
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NBDEV = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["nbdev"]
+
+
+def settings() -> configparser.ConfigParser:
+    ini = configparser.ConfigParser()
+    ini.read(ROOT / "settings.ini")
+    return ini
+
+
+def test_settings_equal_pyproject():
+    ini = settings()["DEFAULT"]
+    assert dict(ini) | {"requirements": ini["requirements"].split()} == {
+        "lib_name": PROJECT["name"],
+        "version": itemlm.__version__,
+        "description": PROJECT["description"],
+        "author": PROJECT["authors"][0]["name"],
+        "license": PROJECT["license"],
+        "min_python": PROJECT["requires-python"].removeprefix(">="),
+        "keywords": ", ".join(PROJECT["keywords"]),
+        "requirements": PROJECT["dependencies"],
+        **{k: NBDEV[k] for k in ("nbs_path", "lib_path", "doc_path")},
+    }
+
+
+def test_workspace_settings():
+    workspace = settings()["workspace"]
+    assert workspace["data"].split() == ["data", "../shared/data"]
+    assert [workspace[k] for k in ("cache", "runs", "dataset")] == ["cache", "runs", "ml-latest-small"]
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    "A copy of the notebooks and the package, cleaned and exported anew."
+    copy = tmp_path_factory.mktemp("fresh")
+    for name in ("nbs", "itemlm"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("pyproject.toml", "README.md"): shutil.copy(ROOT / name, copy)
+    for command in ("clean", "export"):
+        subprocess.run([Path(sys.executable).with_name(f"nbdev-{command}")], cwd=copy, check=True)
+    return copy
+
+
+@pytest.mark.parametrize("folder, pattern", [("nbs", "*.ipynb"), ("itemlm", "*.py")])
+def test_clean_and_in_sync(fresh, folder, pattern):
+    "nbdev-clean and nbdev-export change nothing."
+    files = {p.relative_to(top / folder) for top in (ROOT, fresh) for p in (top / folder).rglob(pattern)
+             if ".ipynb_checkpoints" not in p.parts}
+    _, different, missing = filecmp.cmpfiles(ROOT / folder, fresh / folder, files, shallow=False)
+    assert not different and not missing, f"run nbdev-clean and nbdev-export: {[*map(str, different + missing)]}"
+
+
+def test_ruff():
+    ruff = [sys.executable, "-m", "ruff", "check", "--output-format=concise", "."]
+    done = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stdout + done.stderr
+
+
+def test_readme_is_the_front_page():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from readme import readme
+
+    assert (ROOT / "README.md").read_text() == readme(), "run: python scripts/readme.py"
+
+
+def test_readme_links():
+    links = re.findall(r"\]\((?![a-z]+:|#)([^)#]+)", (ROOT / "README.md").read_text())
+    assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_title_cell(path):
+    "A title and its promise stand alone in their cell: nbdev makes the page's header of it and drops what follows."
+    cells = json.loads(path.read_text())["cells"]
+    title = next("".join(c["source"]).strip() for c in cells if c["cell_type"] == "markdown")
+    assert re.fullmatch(r"# [^\n]+\n\n> [^\n]+", title), f"expected '# Title', an empty line, '> promise'; got:\n{title}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_nothing_of_this_machine(path):
+    "Saved outputs name no folder of the machine they were made on."
+    outputs = json.dumps([c.get("outputs") for c in json.loads(path.read_text())["cells"]])
+    assert not re.findall(r"[^\s\"']*/(?:home|root|tmp|work|Users)/[^\s\"']*", outputs)
