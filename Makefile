@@ -35,7 +35,7 @@ endif
 .venv/.ready: pyproject.toml constraints.txt
 	@test "$(ENV_WORKS)" = yes || { echo "Building .venv: a few minutes, once"; \
 	    $(or $(PYTHON),$(error itemlm needs Python 3.11 or newer on the PATH)) -m venv --clear .venv; }
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 # Tests that look at pages need a browser: Debian's chromium is installed where that can be done.

@@ -108,7 +108,8 @@ def add_assets(site: Docs) -> None:
         shutil.copy(Path(plotly.__file__).parent / "package_data/plotly.min.js", site.out / "site_libs")
     with_maths = {f: t for f, t in texts.items() if layout.KATEX in t}
     if with_maths and (dist := katex()):
-        shutil.copytree(dist, site.out / "site_libs/katex", ignore=shutil.ignore_patterns("*.mjs", "*.ttf", "*.woff", "*.md"))
+        leave = shutil.ignore_patterns("*.mjs", "*.ttf", "*.woff", "*.md")
+        shutil.copytree(dist, site.out / "site_libs/katex", ignore=leave)
         for f, t in with_maths.items():
             f.write_text(t.replace(layout.KATEX, os.path.relpath(site.out / "site_libs/katex", f.parent)))
     elif with_maths: print("npm could not fetch KaTeX: formulas will load it from its CDN", file=sys.stderr)

@@ -61,8 +61,8 @@ def test_pages_open_in_a_browser(pages, browser):
     here = f"http://127.0.0.1:{server.server_port}"
     problems, tab = [], browser.new_page()
     tab.on("pageerror", lambda error: problems.append(f"{tab.url}: {error}"))
-    tab.on("request", lambda request: request.url.startswith((here, "data:", "blob:")) or problems.append(request.url))
-    tab.on("response", lambda answer: answer.status >= 400 and problems.append(f"{tab.url}: {answer.url} {answer.status}"))
+    tab.on("request", lambda r: r.url.startswith((here, "data:", "blob:")) or problems.append(f"{tab.url}: {r.url}"))
+    tab.on("response", lambda r: r.status >= 400 and problems.append(f"{tab.url}: {r.url} {r.status}"))
     for page in pages:
         tab.goto(f"{here}/{page.relative_to(SITE).as_posix()}")
         assert tab.title()

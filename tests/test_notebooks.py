@@ -12,7 +12,8 @@ import pytest
 from conftest import NOTEBOOKS, named
 
 RUN = "import sys; from nbdev.test import test_nb as run; sys.exit(not run(sys.argv[1], do_print=True)[0])"
-OFFLINE = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")} | {"no_proxy": "127.0.0.1,localhost"}
+NOWHERE = "http://127.0.0.1:9"
+OFFLINE = {"http_proxy": NOWHERE, "https_proxy": NOWHERE, "no_proxy": "127.0.0.1,localhost"}
 
 
 def is_run_notebook(path) -> bool:
@@ -23,5 +24,6 @@ def is_run_notebook(path) -> bool:
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if not is_run_notebook(p)], ids=named)
 def test_notebook(path):
     "In a process of its own, with no way to the network."
-    done = subprocess.run([sys.executable, "-c", RUN, path], env=os.environ | OFFLINE, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-c", RUN, path]
+    done = subprocess.run(command, env=os.environ | OFFLINE, capture_output=True, text=True, timeout=600)
     assert not done.returncode, done.stdout[-2000:] + done.stderr[-4000:]
