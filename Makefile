@@ -21,7 +21,7 @@ docs: env  ## build the site into _docs
 	$(BIN)/python scripts/docs.py
 
 lab: env  ## open JupyterLab
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) nbs/index.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
 
 bench: env  ## measure, and record the figures in bench/results; ONLY=main_job for one topic
 	@set -e; for f in $(or $(ONLY:%=bench/%.py),$(filter-out %/record.py,$(wildcard bench/*.py))); do \
@@ -35,7 +35,7 @@ endif
 .venv/.ready: pyproject.toml constraints.txt
 	@test "$(ENV_WORKS)" = yes || { echo "Building .venv: a few minutes, once"; \
 	    $(or $(PYTHON),$(error itemlm needs Python 3.11 or newer on the PATH)) -m venv --clear .venv; }
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 # Tests that look at pages need a browser: Debian's chromium is installed where that can be done.
