@@ -50,7 +50,8 @@ def stage() -> Path:
     folder = proc_nbs(force=True, n_workers=0)
     for nb in folder.rglob("*.ipynb"):
         up = "../" * (len(nb.relative_to(folder).parts) - 1)
-        nb.write_text(json.dumps(with_static_outputs(json.loads(nb.read_text()), up)))
+        text = nb.read_text().replace("__main__.", "")  # in a signature, a type that the notebook itself defines
+        nb.write_text(json.dumps(with_static_outputs(json.loads(text), up)))
     return folder
 
 
