@@ -24,13 +24,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             h, t = hidden[start : start + chunk], targets[start : start + chunk]
             p = torch.mm(weight, h.T, out=buffer[: len(weight) * len(h)].view(len(weight), -1)).to(exact)  # (V, n)
             at_target, top = p.gather(0, t[None])[0], p.amax(0)
-            total = p.sub_(top).exp_().sum(0)  # p is now softmax times total
+            total = p.sub_(top).exp_().sum(0)
             loss += (total.log() + top - at_target).sum()
             if any(ctx.needs_input_grad[:2]):
+                p[t, torch.arange(len(t), device=t.device)] -= total  # p is now total x (softmax - one at the target)
                 p = p.to(weight.dtype)
-                d_hidden[start : start + chunk] = p.T @ weight / total[:, None] - weight[t]
+                d_hidden[start : start + chunk] = p.T @ weight / total[:, None]
                 d_weight += p @ (h / total[:, None]).to(weight.dtype)
-                d_weight.index_add_(0, t, h.to(exact), alpha=-1)
         ctx.save_for_backward(d_hidden.div_(len(hidden)), d_weight.div_(len(hidden)))
         return loss / len(hidden)
 
