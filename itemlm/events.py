@@ -11,6 +11,7 @@ import configparser
 import gzip
 import hashlib
 import html
+import http.client
 import io
 import json
 import os
@@ -19,10 +20,11 @@ import time as clock
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../nbs/api/00_events.ipynb #3c1937a0
@@ -83,42 +86,67 @@ class Ragged:
     @property
     def lengths(self) -> np.ndarray: return np.diff(self.offsets)
 
-    def _cut(self, starts: np.ndarray, lengths: np.ndarray) -> "Ragged":
-        "Rows of `lengths` values that begin at `starts`"
-        offsets = np.append(0, np.cumsum(lengths))
-        positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        return replace(self, values=self.values[positions], offsets=offsets)
+# %% ../nbs/api/00_events.ipynb #570868a2
+@patch
+def _cut(self: Ragged, starts: np.ndarray, lengths: np.ndarray) -> Ragged:
+    "Rows of `lengths` values that begin at `starts`"
+    offsets = np.append(0, np.cumsum(lengths))
+    positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return replace(self, values=self.values[positions], offsets=offsets)
 
-    def take(self, rows: np.ndarray) -> "Ragged":
-        "Some of the rows, in the order asked; `rows` are numbers or a mask"
-        rows = np.arange(len(self))[np.asarray(rows)] if len(rows) else np.zeros(0, np.int64)
-        return self._cut(self.offsets[rows], self.lengths[rows])
+@patch
+def take(
+    self: Ragged,
+    rows: np.ndarray,  # row numbers, or a mask of the rows
+) -> Ragged:
+    "Some of the rows, in the order asked"
+    rows = np.arange(len(self))[np.asarray(rows)] if len(rows) else np.zeros(0, np.int64)
+    return self._cut(self.offsets[rows], self.lengths[rows])
 
-    def head(self, lengths) -> "Ragged":
-        "The first `lengths` values of each row (one number, or one a row)"
-        return self._cut(self.offsets[:-1], np.minimum(lengths, self.lengths))
+@patch
+def head(
+    self: Ragged,
+    lengths: int | np.ndarray,  # one number, or one a row
+) -> Ragged:
+    "The first `lengths` values of each row"
+    return self._cut(self.offsets[:-1], np.minimum(lengths, self.lengths))
 
-    def last(self, n) -> "Ragged":
-        "The last `n` values of each row (one number, or one a row)"
-        lengths = np.minimum(n, self.lengths)
-        return self._cut(self.offsets[1:] - lengths, lengths)
+@patch
+def last(
+    self: Ragged,
+    lengths: int | np.ndarray,  # one number, or one a row
+) -> Ragged:
+    "The last `lengths` values of each row"
+    lengths = np.minimum(lengths, self.lengths)
+    return self._cut(self.offsets[1:] - lengths, lengths)
 
-    def save(self, folder: str | Path):
-        "Write `values.npy` and `offsets.npy`"
-        for name in ("values", "offsets"):
-            with atomic_write(Path(folder) / f"{name}.npy") as path: np.save(path, getattr(self, name))
+# %% ../nbs/api/00_events.ipynb #9b27028d
+@patch
+def save(self: Ragged, folder: str | Path):
+    "Write `values.npy` and `offsets.npy`"
+    for name in ("values", "offsets"):
+        with atomic_write(Path(folder) / f"{name}.npy") as path: np.save(path, getattr(self, name))
 
-    @classmethod
-    def load(cls, folder: str | Path, mmap: bool = True) -> "Ragged":
-        "Read what `save` wrote; with `mmap` the values stay on disk until they are used"
-        paths = [Path(folder) / f"{name}.npy" for name in ("values", "offsets")]
-        try:
-            values = np.load(paths[0], mmap_mode="r" if mmap and paths[0].stat().st_size > 128 else None)
-            return cls(values, np.load(paths[1]))
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{folder} holds no whole ragged array ({error}): write it again") from None
+@patch(cls_method=True)
+def load(cls: Ragged, folder: str | Path, mmap: bool = True) -> Ragged:
+    "Read what `save` wrote; with `mmap` the values stay on disk until they are used"
+    values, offsets = (Path(folder) / f"{name}.npy" for name in ("values", "offsets"))
+    try: return cls(np.load(values, mmap_mode="r" if mmap and values.stat().st_size > 128 else None), np.load(offsets))
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{folder} holds no whole ragged array ({error}): write it again") from None
 
 # %% ../nbs/api/00_events.ipynb #c685ca1e
+def _digest(data: bytes) -> bytes: return hashlib.blake2b(data, digest_size=16).digest()
+
+def _html(title: str, rows: list[dict], footer: dict) -> str:
+    "A small table with a title and a footer of `key: value`"
+    def line(cells, tag): return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
+    def word(value): return ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    body = "".join(line(row.values(), "td") for row in rows)
+    notes = html.escape("; ".join(f"{key}: {word(value)}" for key, value in footer.items()))
+    return f"<b>{html.escape(title)}</b><table>{line(rows[0], 'th')}{body}</table><small>{notes}</small>"
+
+# %% ../nbs/api/00_events.ipynb #00039bed
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Events:
     "Interactions of users with items, each user's oldest first"
@@ -141,9 +169,8 @@ class Events:
     @cached_property
     def fingerprint(self) -> str:
         "Hash of the users' ordered raw-item sequences, whatever the users are called and in whatever order they stand"
-        digest = lambda data: hashlib.blake2b(data, digest_size=16).digest()
-        items = np.array([np.frombuffer(digest(item.encode()), np.uint8) for item in self.items.index])  # (V, 16)
-        return digest(b"".join(sorted(digest(items[row].tobytes()) for row in self.sequences))).hex()
+        items = np.array([np.frombuffer(_digest(item.encode()), np.uint8) for item in self.items.index])  # (V, 16)
+        return _digest(b"".join(sorted(_digest(items[row].tobytes()) for row in self.sequences))).hex()
 
     def to_frame(self) -> pd.DataFrame:
         "One row an interaction: user, item, time"
@@ -151,52 +178,44 @@ class Events:
         return pd.DataFrame({"user": users, "item": self.items.index[self.sequences.values], "time": self.times})
 
     def __repr__(self) -> str:
-        return f"Events({self.name}: {self.n_users:,} users, {self.n_items:,} items, {self.n_interactions:,} interactions)"
+        counts = f"{self.n_users:,} users, {self.n_items:,} items, {self.n_interactions:,} interactions"
+        return f"Events({self.name}: {counts})"
 
     def _repr_html_(self) -> str:
-        lengths, known = self.sequences.lengths, self.times[self.times != 0]
-        day = lambda t: str(np.datetime64(int(t), "s"))[:10]
-        when = f"{day(known.min())} to {day(known.max())}" if len(known) else "no time stamps"
-        cells = {"users": f"{self.n_users:,}", "items": f"{self.n_items:,}", "interactions": f"{self.n_interactions:,}",
-                 "a user": f"{lengths.min()} to {lengths.max():,}, mean {lengths.mean():.1f}", "times": when}
-        head, body = ("".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row) for tag, row in
-                      (("th", cells), ("td", cells.values())))
-        how = "; ".join(f"{k}: {v}" for k, v in self.provenance.items())
-        return (f"<b>{html.escape(self.name)}</b><table><tr>{head}</tr><tr>{body}</tr></table>"
-                f"<small>{html.escape(how)}; fingerprint: {self.fingerprint[:8]}</small>")
+        lengths, known = self.sequences.lengths, self.times[self.times != 0].astype("datetime64[s]")
+        table = {"users": f"{self.n_users:,}", "items": f"{self.n_items:,}", "interactions": f"{self.n_interactions:,}",
+                 "interactions a user": f"{lengths.min():,} to {lengths.max():,}, mean {lengths.mean():.1f}",
+                 "times": f"{known.min()} to {known.max()}".replace("T", " ") if len(known) else "not known"}
+        return _html(self.name, [table], {**self.provenance, "fingerprint": self.fingerprint[:8]})
 
 # %% ../nbs/api/00_events.ipynb #1789719a
 COLUMNS = {
     "user": "user userid uid username reviewerid customerid visitorid memberid session sessionid",
-    "item": "item itemid iid movieid asin parentasin productid product articleid trackid sku isbn bookid businessid",
+    "item": "item itemid iid movieid asin parentasin product productid articleid trackid sku isbn bookid businessid",
     "time": "time timestamp ts datetime date unixreviewtime eventtime createdat",
     "rating": "rating ratings score stars overall",
-    "title": "title name movietitle itemname itemtitle productname producttitle",
 }
 
-def _plain(column: str) -> str:
-    "A column name without case, punctuation and RecBole's `:type`"
-    return re.sub(r"[^a-z0-9]", "", str(column).split(":")[0].lower())
+def _known(column, role: str) -> bool:
+    "Is this a usual name for the role? Case, punctuation and RecBole's `:type` do not count"
+    return re.sub(r"[^a-z0-9]", "", str(column).split(":")[0].lower()) in COLUMNS[role].split()
 
-def _column(columns, role: str, asked=None, required: bool = True, where: str = "the table"):
-    "The column that plays `role`: the one asked for, else the only one with a usual name"
-    listing = ", ".join(map(str, columns))
+def _column(columns: list, role: str, asked, table: str):
+    "The column that plays `role`: the one asked for, else the only one with a usual name; None where there is none"
     if asked is False: return None
-    if asked is not None:
-        if asked in list(columns): return asked
-        raise ValueError(f"{where} has no column {asked!r} for {role}; its columns: {listing}")
-    found = [column for column in columns if _plain(column) in COLUMNS[role].split()]
-    if len(found) == 1 or not (found or required): return found[0] if found else None
-    what = f"{len(found)} columns that could be the {role} ({', '.join(found)})" if found else f"no known {role} column"
-    example = (found or list(columns) or ["..."])[0]
-    raise ValueError(f"{where} has {what}; its columns: {listing}. Name it: read_events(..., {role}={str(example)!r})")
+    found = [column for column in columns if column == asked or asked is None and _known(column, role)]
+    if len(found) == 1 or not (found or asked or role in ("user", "item")): return found[0] if found else None
+    listing = ", ".join(map(str, columns))
+    problem = (f"has no column {asked!r}" if asked else f"has no column with a usual name for the {role}" if not found else
+               f"has {len(found)} columns that could be the {role} ({', '.join(map(str, found))})")
+    raise ValueError(f"{table} {problem}; its columns: {listing}. Name the right one: {role}={str(columns[0])!r}, for example")
 
-def _choose(columns, asked: dict, where: str = "the table") -> dict:
-    "Role -> column for user, item, and where there are any time and rating"
-    named = [column for column in asked.values() if column]
-    free = [column for column in columns if column not in named]
-    pick = lambda role: _column(columns if asked.get(role) else free, role, asked.get(role), role in ("user", "item"), where)
-    return {role: pick(role) for role in ("user", "item", "time", "rating")}
+def _choose(columns: list, asked: dict, table: str) -> dict:
+    "Role -> column; a column the caller named is not guessed for another role"
+    twice = sorted({str(column) for column in columns if columns.count(column) > 1})
+    if twice: raise ValueError(f"{table} has several columns of one name: {', '.join(twice)}")
+    free = [column for column in columns if column not in asked.values()]
+    return {role: _column(columns if asked.get(role) else free, role, asked.get(role), table) for role in COLUMNS}
 
 # %% ../nbs/api/00_events.ipynb #b0641f2b
 def _rows(mask: np.ndarray, where: tuple) -> str:
@@ -223,22 +242,28 @@ def _codes(column: pd.Series, role: str, where: tuple) -> tuple[np.ndarray, np.n
     return codes, ids
 
 # %% ../nbs/api/00_events.ipynb #da404778
+UNITS = ((1e17, 10**9), (1e14, 10**6), (1e11, 10**3), (-1, 1))  # times beyond -> nano-, micro-, milliseconds, seconds
+
+def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    "A column of times as numbers (N,) and a mask of those that cannot be read (N,)"
+    if column.dtype.kind != "M":
+        numbers = pd.to_numeric(column, errors="coerce")
+        bad = ~np.isfinite(numbers.to_numpy(float, na_value=np.nan))
+        whole = numbers.dtype.kind in "iu" and not bad.any()
+        if 2 * bad.sum() <= len(bad): return numbers.to_numpy(np.int64 if whole else float, na_value=np.nan), bad
+        column = column.astype(str)
+    dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601").dt.as_unit("ns")
+    return dates.astype("int64").to_numpy(), dates.isna().to_numpy()
+
 def _times(column: pd.Series, where: tuple) -> tuple[np.ndarray, np.ndarray]:
-    "A column of times as a sorting key in its own unit (N,) and Unix seconds (N,)"
-    numbers = pd.to_numeric(column, errors="coerce") if column.dtype.kind != "M" else pd.Series(np.nan, column.index)
-    if 2 * numbers.notna().sum() < len(column):
-        text = column if column.dtype.kind == "M" else column.astype(str)
-        dates = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601").dt.as_unit("ns")
-        bad, numbers = dates.isna().to_numpy(), dates.astype("int64").to_numpy()
-    else:
-        numbers = numbers.to_numpy()
-        bad = ~np.isfinite(numbers.astype(float))
+    "A column of times as a sorting key in its own unit (N,) and as Unix seconds (N,)"
+    numbers, bad = _numbers(column)
     if bad.any():
         values = ", ".join(repr(value) for value in column[bad].head(3))
         raise ValueError(f"{bad.sum():,} times cannot be read ({values}): {_rows(bad, where)}. "
                          "A time is a number (Unix seconds or milliseconds) or ISO text such as 2014-07-23 12:00:00")
     typical = np.median(np.abs(numbers[numbers != 0])) if numbers.any() else 0
-    unit = next(unit for limit, unit in ((1e17, 10**9), (1e14, 10**6), (1e11, 10**3), (-1, 1)) if typical > limit)
+    unit = next(unit for limit, unit in UNITS if typical > limit)
     return numbers, (numbers // unit).astype(np.int64)
 
 # %% ../nbs/api/00_events.ipynb #c1f21d4b
@@ -248,262 +273,272 @@ class _Source:
     frame: pd.DataFrame
     name: str
     where: tuple = ("row", 0)  # what a row is called in messages, and the number of the first
-    items: pd.DataFrame | None = None  # indexed by raw id
-    ordered: bool = False  # the order of the rows is the order of each user's sequence, whatever the times
+    items: pd.DataFrame | None = None  # the item table, see `_catalogue`
+    ordered: bool = False  # the rows stand in the order of the sequences, whatever the times
 
-def _open(path: Path):
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+DAMAGED = (pa.ArrowInvalid, UnicodeDecodeError, EOFError, OSError, zlib.error)  # what a broken file raises when read
+
+def _open(path: Path): return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
 def _delimited(path: Path, sep: str | None = None, names: list | None = None, quote: bool = True) -> pd.DataFrame:
-    "A delimited text file, every column as text"
+    "A file of separated fields, every column as text"
     try:
-        with _open(path) as file: first = file.readline().decode("utf-8-sig").rstrip("\r\n")
-        if not first: raise ValueError(f"{path} is empty: expected a header line and one line an interaction")
-        sep = sep or max("\t,;|", key=first.count)
-        parse = pa.csv.ParseOptions(delimiter=sep, quote_char='"' if quote else False, newlines_in_values=quote)
-        with _open(path) as file:  # one thread: messages name the row
-            read = pa.csv.ReadOptions(use_threads=False, column_names=names)
-            header = names or pa.csv.read_csv(io.BytesIO(f"{first}\n".encode()), pa.csv.ReadOptions(), parse).column_names
-            if len(set(header)) < len(header): raise ValueError(f"{path} has two columns of one name: {', '.join(header)}")
-            types = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
-            return pa.csv.read_csv(file, read, parse, types).to_pandas()
-    except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} cannot be read as UTF-8 text with a header and columns: {error}") from None
+        with _open(path) as file: first = file.readline().decode("utf-8-sig").strip("\r\n")
+        if not first: raise ValueError(f"{path} is empty: it needs a header line, then one line an interaction")
+        parse = pa.csv.ParseOptions(delimiter=sep or max(",\t;|", key=first.count), newlines_in_values=quote,
+                                    quote_char='"' if quote else False)
+        header = names or pa.csv.read_csv(io.BytesIO(f"{first}\n".encode()), parse_options=parse).column_names
+        read = pa.csv.ReadOptions(use_threads=False, column_names=names)  # one thread, so that errors name the row
+        text = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
+        with _open(path) as file: return pa.csv.read_csv(file, read, parse, text).to_pandas()
+    except DAMAGED as error:
+        raise ValueError(f"{path} cannot be read as a table in UTF-8: {error}") from None
 
 # %% ../nbs/api/00_events.ipynb #351b2ae8
+TITLES = "title name movie_title item_name product_title product_name".split()
+
+def _catalogue(frame: pd.DataFrame, id_column) -> pd.DataFrame:
+    "An item table indexed by raw id as text, `title` first"
+    frame = frame.set_index(pd.Index([_text(id) for id in frame[id_column]], name="item")).drop(columns=id_column)
+    title = next((column for column in TITLES if column in frame), None)
+    frame = frame.assign(title=frame[title] if title else "").drop(columns=[title] if title not in (None, "title") else [])
+    return frame[["title", *frame.columns.drop("title")]][~frame.index.duplicated()]
+
+def _item_table(ids: np.ndarray, catalogue: pd.DataFrame | None) -> pd.DataFrame:
+    "The rows of the catalogue for these items; text it does not know is empty"
+    index = pd.Series(ids, dtype=str, name="item").pipe(pd.Index)
+    table = pd.DataFrame({"title": ""}, index=index) if catalogue is None else catalogue.reindex(index)
+    return table.fillna({column: "" for column in table if not pd.api.types.is_numeric_dtype(table[column])})
+
+# %% ../nbs/api/00_events.ipynb #8c10ca35
 def _k_core(user: np.ndarray, item: np.ndarray, k: int) -> np.ndarray:
-    "Mask of the interactions left when every user and item keeps at least `k`, repeated until nothing changes"
+    "Mask of the interactions left when every user and every item keeps at least `k`"
     keep = np.ones(len(user), bool)
     while True:
-        users, items = (np.bincount(codes[keep], minlength=len(codes) and codes.max() + 1) for codes in (user, item))
+        users, items = (np.bincount(codes, keep, codes.max(initial=0) + 1) for codes in (user, item))
         again = keep & (users[user] >= k) & (items[item] >= k)
         if again.sum() == keep.sum(): return keep
         keep = again
 
-def _catalogue(frame: pd.DataFrame, id_column=None) -> pd.DataFrame:
-    "An item table indexed by raw id, its name column called `title`, missing text empty"
-    if id_column is not None: frame = frame.set_index(id_column)
-    index = pd.Index([_text(value) for value in frame.index], name="item")
-    frame = frame.set_axis(index).rename(columns=lambda column: str(column).split(":")[0])
-    title = _column(frame.columns, "title", required=False) if "title" not in frame else "title"
-    frame = frame.rename(columns={title: "title"}) if title else frame.assign(title="")
-    frame = frame[~frame.index.duplicated()]
-    return frame[["title"] + [column for column in frame if column != "title"]]
-
-def _item_table(ids: np.ndarray, catalogue: pd.DataFrame | None) -> pd.DataFrame:
-    "The rows of the catalogue for these items, empty where it knows nothing"
-    index = pd.Index(ids, name="item", dtype="str" if pd.__version__ >= "3" else object)
-    if catalogue is None: return pd.DataFrame({"title": ""}, index=index)
-    table = catalogue.reindex(index)
-    text = {column: "" for column in table if not pd.api.types.is_numeric_dtype(table[column])}
-    return table.fillna(text)
-
-# %% ../nbs/api/00_events.ipynb #1e353227
-def _prepare(source: _Source, asked: dict, k_core: int = 0, min_rating: float | None = None, duplicates: str = "drop"):
-    "Events of a source: choose columns, read ids and times, filter, sort"
-    if duplicates not in ("drop", "keep"): raise ValueError(f"duplicates is 'drop' or 'keep', not {duplicates!r}")
-    frame, where = source.frame, source.where
-    columns = _choose(frame.columns, asked, source.name)
-    if not len(frame): raise ValueError(f"{source.name} is empty: it has columns ({', '.join(frame)}) but no interactions")
-    user, users = _codes(frame[columns["user"]], "user", where)
-    item, ids = _codes(frame[columns["item"]], "item", where)
-    key, seconds = _times(frame[columns["time"]], where) if columns["time"] else (np.zeros(len(frame), np.int64),) * 2
-    log = pd.DataFrame({"user": user, "item": item, "key": key, "time": seconds})
-    how = {"source": source.name, "columns": {role: str(c) for role, c in columns.items() if c}, "rows": len(frame)}
-    if min_rating is not None:
-        log = log[_ratings(frame, columns["rating"], source) >= min_rating]
-        how |= {"min_rating": min_rating, "below_min_rating": len(frame) - len(log)}
-    if columns["time"] and not source.ordered and duplicates == "drop":  # without times a repeat may be real
-        before, log = len(log), log.drop_duplicates(["user", "item", "key"])
-        how["duplicates_dropped"] = before - len(log)
-    if k_core: log = log[_k_core(log.user.to_numpy(), log.item.to_numpy(), k_core)]
-    how |= {"k_core": k_core, "order": "time, ties in file order" if columns["time"] and not source.ordered else "file"}
-    if not len(log): raise ValueError(f"{source.name}: no interaction is left of {len(frame):,} after {how}")
-    return _assemble(log, users, ids, source, how)
-
-def _ratings(frame: pd.DataFrame, column, source: _Source) -> np.ndarray:
+# %% ../nbs/api/00_events.ipynb #194cda55
+def _ratings(source: _Source, column) -> np.ndarray:
     "The ratings as numbers"
     if column is None:
-        raise ValueError(f"min_rating needs a rating; {source.name} has the columns {', '.join(map(str, frame))}. "
-                         "Name it: read_events(..., rating=...)")
-    ratings = pd.to_numeric(frame[column], errors="coerce").to_numpy(float)
-    if np.isnan(ratings).any():
-        raise ValueError(f"ratings in column {column} are not numbers: {_rows(np.isnan(ratings), source.where)}")
+        raise ValueError(f"min_rating needs a rating column; {source.name} has {', '.join(map(str, source.frame))}")
+    ratings = pd.to_numeric(source.frame[column], errors="coerce").to_numpy(float, na_value=np.nan)
+    if (bad := np.isnan(ratings)).any():
+        raise ValueError(f"{bad.sum():,} ratings in column {column} are not numbers: {_rows(bad, source.where)}")
     return ratings
 
-def _assemble(log: pd.DataFrame, users: np.ndarray, ids: np.ndarray, source: _Source, how: dict) -> Events:
-    "Users and items numbered by first appearance, each user's interactions in order"
+def _filter(log: pd.DataFrame, how: dict, min_rating: float | None, duplicates: str, k_core: int) -> pd.DataFrame:
+    "The rows that stay; `how` gets what was dropped"
+    if min_rating is not None:
+        before, log = len(log), log[log.rating >= min_rating]
+        how |= {"min_rating": min_rating, "rows_below": before - len(log)}
+    if duplicates == "drop":
+        before, log = len(log), log.drop_duplicates(["user", "item", "key"])
+        how |= {"duplicates_dropped": before - len(log)}
+    if k_core:
+        before, log = len(log), log[_k_core(log.user.to_numpy(), log.item.to_numpy(), k_core)]
+        how |= {"k_core": k_core, "rows_outside_core": before - len(log)}
+    if not len(log): raise ValueError(f"no interaction is left after these filters: {how}")
+    return log
+
+# %% ../nbs/api/00_events.ipynb #54613e4c
+def _prepare(source: _Source, asked: dict, k_core: int, min_rating: float | None, duplicates: str) -> Events:
+    "Events of a source: choose columns, read ids and times, filter, sort, number"
+    frame, where = source.frame, source.where
+    columns = _choose(list(frame), asked, source.name)
+    if not len(frame): raise ValueError(f"{source.name} is empty: it has a header and no interactions")
+    user, users = _codes(frame[columns["user"]], "user", where)
+    item, ids = _codes(frame[columns["item"]], "item", where)
+    timed = columns["time"] is not None
+    key, seconds = _times(frame[columns["time"]], where) if timed else (np.zeros(len(frame), np.int64),) * 2
+    rating = np.nan if min_rating is None else _ratings(source, columns["rating"])
+    log = pd.DataFrame({"user": user, "item": item, "key": key, "time": seconds, "rating": rating})
+    by_time = timed and not source.ordered
+    how = {"source": source.name, "columns": {role: str(c) for role, c in columns.items() if c is not None},
+           "rows": len(frame), "order": "time, equal times as in the file" if by_time else "as in the file"}
+    log = _filter(log, how, min_rating, duplicates if by_time else "keep", k_core)  # without times a repeat may be real
     user, seen_users = pd.factorize(log.user)
-    order = np.argsort(user, kind="stable") if source.ordered else np.lexsort((log.key, user))  # both stable
+    order = np.lexsort((log.key, user)) if by_time else np.argsort(user, kind="stable")  # both are stable
     item, seen_items = pd.factorize(log.item.to_numpy()[order])
     sequences = Ragged(item.astype(np.int32), np.append(0, np.bincount(user).cumsum()))
     return Events(name=source.name, users=users[seen_users], sequences=sequences, times=log.time.to_numpy()[order],
                   items=_item_table(ids[seen_items], source.items), provenance=how)
 
-# %% ../nbs/api/00_events.ipynb #8c10ca35
-def _either(folder: Path, *names: str) -> Path | None:
-    "The first of these files that is in the folder, plain or gzipped; names may hold `*`"
-    return next((path for name in names for end in ("", ".gz") for path in sorted(folder.glob(name + end))), None)
+# %% ../nbs/api/00_events.ipynb #3c5c46a4
+def _file(folder: Path, name: str) -> Path | None:
+    "The file of this name (`*` allowed), plain or gzipped, if the folder has one"
+    return next((path for end in ("", ".gz") for path in sorted(folder.glob(name + end))), None)
 
 def _lines(path: Path) -> list[list[str]]:
     "The fields of every line"
     try:
         with _open(path) as file: return [line.split() for line in file.read().decode().splitlines()]
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    except DAMAGED as error: raise ValueError(f"{path} cannot be read as text in UTF-8: {error}") from None
 
+def _raw_items(path: Path, numbers: pd.Series) -> tuple[pd.Series, pd.DataFrame]:
+    "Raw ids in place of item numbers, and the item table, from `items.tsv`: number, raw id, ..."
+    table = _delimited(path, "\t", quote=False)
+    raw = table.set_index(table.columns[0])[table.columns[1]]
+    twice = raw.duplicated() | raw.index.duplicated()
+    if twice.any(): raise ValueError(f"{path} lists an id twice: {', '.join(raw[twice][:5])}")
+    codes, distinct = pd.factorize(numbers)
+    unlisted = [number for number in distinct if number not in raw.index]
+    if unlisted: raise ValueError(f"{path} lacks items of the sequences: {', '.join(unlisted[:5])}")
+    items = _catalogue(table.drop(columns=[table.columns[0], "count"], errors="ignore"), table.columns[1])
+    return pd.Series(raw[distinct].to_numpy(object)[codes]), items
+
+# %% ../nbs/api/00_events.ipynb #7260ba4e
 def _read_sequences(folder: Path) -> _Source:
-    "`sequences.txt`: `user item1 item2 ...`; optional `timestamps.txt` and `items.tsv` beside it"
-    path, times_path, items_path = (_either(folder, name) for name in ("sequences.txt", "timestamps.txt", "items.tsv"))
-    lines = _lines(path)
-    lengths = np.array([len(line) for line in lines], np.int64)
-    users = pd.Series([line[0] if line else "" for line in lines], dtype=object)
-    bad = (lengths < 2) | users.duplicated().to_numpy()
-    if not len(lines) or bad.any():
-        problem = f"{_rows(bad, ('line', 1))}: no item, or a user that had a line before" if len(lines) else "it is empty"
-        raise ValueError(f"{path}: {problem}. Expected `user item1 item2 ...`, one line a user")
-    frame = {"user": np.repeat(users.to_numpy(), lengths - 1), "item": list(chain.from_iterable(line[1:] for line in lines))}
+    "`sequences.txt`: `user item1 item2 ...`; beside it perhaps `timestamps.txt` and `items.tsv`"
+    path, times_path, items_path = (_file(folder, name) for name in ("sequences.txt", "timestamps.txt", "items.tsv"))
+    lines, seen = _lines(path), set()
+    bad = np.array([len(line) < 2 or line[0] in seen or seen.add(line[0]) is not None for line in lines] or [True])
+    if bad.any(): raise ValueError(f"{path}: {_rows(bad, ('line', 1))}: expected `user item1 item2 ...`, one line a user")
+    frame = pd.DataFrame({"user": np.repeat([line[0] for line in lines], [len(line) - 1 for line in lines]),
+                          "item": list(chain.from_iterable(line[1:] for line in lines))})
     if times_path:
         stamps = _lines(times_path)
-        same = [len(a) == len(b) and a[0] == b[0] for a, b in zip(lines, stamps)]
-        if len(lines) != len(stamps) or not all(same):
-            line = same.index(False) + 1 if not all(same) else min(len(lines), len(stamps)) + 1
-            raise ValueError(f"{times_path} does not fit {path.name}, first at line {line}: the same users in the same order, "
-                             "as many times as items")
+        bad = [a is None or b is None or len(a) != len(b) or a[0] != b[0] for a, b in zip_longest(lines, stamps)]
+        if any(bad): raise ValueError(f"{times_path}: {_rows(bad, ('line', 1))}: expected the user and as many times as items")
         frame["time"] = list(chain.from_iterable(line[1:] for line in stamps))
-    frame, items = pd.DataFrame(frame), None
-    if items_path:
-        table = _delimited(items_path, "\t", quote=False)
-        raw = table.set_index(table.columns[0])[table.columns[1]]  # number in the sequence -> raw id
-        if raw.duplicated().any() or raw.index.duplicated().any():
-            raise ValueError(f"{items_path} lists an id twice: {', '.join(raw[raw.duplicated() | raw.index.duplicated()][:5])}")
-        codes, numbers = pd.factorize(frame["item"])
-        unknown = ~pd.Index(numbers).isin(raw.index)
-        if unknown.any(): raise ValueError(f"{path} has items that {items_path.name} does not list: {', '.join(numbers[unknown][:5])}")
-        frame["item"] = raw[numbers].to_numpy(object)[codes]
-        items = _catalogue(table.drop(columns=[table.columns[0], "count"], errors="ignore"), table.columns[1])
-    return _Source(frame=frame, name=folder.name, items=items, ordered=True)
+    items = None
+    if items_path: frame["item"], items = _raw_items(items_path, frame["item"])
+    return _Source(frame=frame, name=folder.name, where=("interaction", 1), items=items, ordered=True)
 
-# %% ../nbs/api/00_events.ipynb #e4d636b1
+# %% ../nbs/api/00_events.ipynb #1663372c
 def _read_movielens(folder: Path) -> _Source:
     "`ratings.csv` with `movies.csv`: MovieLens latest-small, 20M, 25M"
-    movies = _either(folder, "movies.csv")
-    return _Source(frame=_delimited(_either(folder, "ratings.csv"), ","), name=folder.name, where=("line", 2),
-                   items=_catalogue(_delimited(movies, ","), "movieId") if movies else None)
+    movies = _file(folder, "movies.csv")
+    items = _catalogue(_delimited(movies, ","), "movieId") if movies else None
+    return _Source(frame=_delimited(_file(folder, "ratings.csv"), ","), name=folder.name, where=("line", 2), items=items)
 
-def _read_dat(folder: Path) -> _Source:
-    "`ratings.dat` with `movies.dat`: MovieLens-1M, `::` between the fields, Latin-1"
-    def table(name, columns):
-        with _open(_either(folder, name)) as file: lines = file.read().decode("latin-1").splitlines()
-        fields = [line.split("::") for line in lines]
-        bad = np.array([len(field) != len(columns) for field in fields], bool)
-        if bad.any() or not fields: raise ValueError(f"{folder / name}: {_rows(bad, ('line', 1))}: expected {'::'.join(columns)}")
-        return pd.DataFrame(fields, columns=columns, dtype=object)
-    movies = table("movies.dat", ["item", "title", "genres"]) if _either(folder, "movies.dat") else None
-    return _Source(frame=table("ratings.dat", ["user", "item", "rating", "time"]), name=folder.name, where=("line", 1),
-                   items=None if movies is None else _catalogue(movies, "item"))
+def _latin(path: Path, sep: str, columns: list) -> pd.DataFrame:
+    "A file without header in Latin-1 whose first fields are `columns`; what is left over makes the column `rest`"
+    try:
+        with _open(path) as file: lines = file.read().decode("latin-1").splitlines()
+    except DAMAGED as error: raise ValueError(f"{path} cannot be read: {error}") from None
+    fields = [line.split(sep, len(columns)) for line in lines]
+    bad = np.array([len(row) < len(columns) for row in fields] or [True])
+    if bad.any(): raise ValueError(f"{path}: {_rows(bad, ('line', 1))}: expected {sep.join(columns)}")
+    return pd.DataFrame([row if len(row) > len(columns) else [*row, ""] for row in fields], columns=[*columns, "rest"])
 
-GENRES_100K = ("unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror "
-               "Musical Mystery Romance Sci-Fi Thriller War Western").split()
+def _read_1m(folder: Path) -> _Source:
+    "`ratings.dat` with `movies.dat`: MovieLens-1M, `::` between the fields"
+    frame, movies = _latin(_file(folder, "ratings.dat"), "::", ["user", "item", "rating", "time"]), _file(folder, "movies.dat")
+    items = _catalogue(_latin(movies, "::", ["item", "title", "genres"]).drop(columns="rest"), "item") if movies else None
+    return _Source(frame=frame, name=folder.name, where=("line", 1), items=items)
+
+# %% ../nbs/api/00_events.ipynb #1946e27d
+GENRES = ("unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "
+          "Mystery Romance Sci-Fi Thriller War Western").split()  # the flags of u.item, in order
 
 def _read_100k(folder: Path) -> _Source:
-    "`u.data` with `u.item`: MovieLens-100K, no header, genres as 19 columns of 0 and 1"
-    frame, path, items = _delimited(folder / "u.data", "\t", ["user", "item", "rating", "time"]), folder / "u.item", None
-    if path.exists():
-        rows = [line.split("|") for line in path.read_bytes().decode("latin-1").splitlines()]
-        genres = ["|".join(name for name, flag in zip(GENRES_100K, row[5:]) if flag == "1") for row in rows]
-        items = _catalogue(pd.DataFrame({"item": [row[0] for row in rows], "title": [row[1] for row in rows], "genres": genres}), "item")
+    "`u.data` with `u.item`: MovieLens-100K as published, genres as 19 flags"
+    frame, movies, items = _latin(folder / "u.data", "\t", ["user", "item", "rating", "time"]), _file(folder, "u.item"), None
+    if movies:
+        table = _latin(movies, "|", ["item", "title", "released", "video", "url"])
+        genres = ["|".join(name for name, flag in zip(GENRES, row.split("|")) if flag == "1") for row in table["rest"]]
+        items = _catalogue(table[["item", "title"]].assign(genres=genres), "item")
     return _Source(frame=frame, name=folder.name, where=("line", 1), items=items)
 
 def _read_atomic(folder: Path) -> _Source:
-    "RecBole's atomic files: `*.inter` with `*.item`, tab separated, columns named `name:type`"
-    frame, path, items = _delimited(_either(folder, "*.inter"), "\t", quote=False), _either(folder, "*.item"), None
+    "RecBole's atomic files: `*.inter` with `*.item`, columns named `name:type`"
+    frame, path, items = _delimited(_file(folder, "*.inter"), "\t", quote=False), _file(folder, "*.item"), None
     if path:
-        table = _delimited(path, "\t", quote=False).rename(columns=lambda c: c.split(":")[0])
-        if "class" in table: table = table.assign(genres=table["class"].str.replace(" ", "|")).drop(columns="class")
+        table = _delimited(path, "\t", quote=False).rename(columns=lambda column: column.split(":")[0])
+        if "class" in table: table["genres"] = table.pop("class").str.replace(" ", "|")
         items = _catalogue(table, table.columns[0])
     return _Source(frame=frame, name=folder.name, where=("line", 2), items=items)
 
-# %% ../nbs/api/00_events.ipynb #194cda55
+# %% ../nbs/api/00_events.ipynb #0c08552a
 def _read_reviews(folder: Path) -> _Source:
-    "Amazon's `reviews_*_5.json.gz` with `meta_*.json.gz`"
-    path, meta = _either(folder, "reviews_*.json"), _either(folder, "meta_*.json")
+    "Amazon's `reviews_*.json` with `meta_*.json`"
+    path, meta = _file(folder, "reviews_*.json"), _file(folder, "meta_*.json")
     try:
-        with _open(path) as file: rows = [json.loads(line) for line in file]
-        fields = [(row["reviewerID"], row["asin"], row["overall"], row["unixReviewTime"]) for row in rows]
-    except (ValueError, KeyError, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is damaged or not Amazon's review format: {error!r}. Remove it to have it fetched again") from None
-    frame = pd.DataFrame(fields, columns=["user", "item", "rating", "time"])
-    return _Source(frame=frame, name=folder.name, where=("line", 1), items=_read_meta(meta, set(frame["item"])) if meta else None)
+        with _open(path) as file: reviews = map(json.loads, file.readlines())
+        rows = [(row["reviewerID"], row["asin"], row["overall"], row["unixReviewTime"]) for row in reviews]
+        frame = pd.DataFrame(rows, columns=["user", "item", "rating", "time"])
+        items = _read_meta(meta, set(frame["item"])) if meta else None
+    except (*DAMAGED, ValueError, SyntaxError, KeyError) as error:
+        raise ValueError(f"{folder} holds damaged Amazon files ({error!r}): delete them to have them fetched again") from None
+    return _Source(frame=frame, name=folder.name, where=("line", 1), items=items)
 
 def _read_meta(path: Path, wanted: set) -> pd.DataFrame:
-    "Titles and attributes (brand; categories) of the wanted items; every line is a Python literal, not JSON"
+    "Title and attributes (brand; categories below the top one) of the wanted items"
     rows = []
     with _open(path) as file:
         for line in map(bytes.decode, file):
-            asin = re.search(r"""['"]asin['"]: *['"]([^'"]+)['"]""", line)  # reading a literal is slow: only those wanted
+            asin = re.search(r"'asin': '([^']+)'", line)  # parsing a literal is slow: only of the wanted items
             if not asin or asin[1] not in wanted: continue
-            row = ast.literal_eval(line)
-            attributes = [row.get("brand", ""), *(row.get("categories") or [[]])[0][1:]]  # without the top-level category
-            title, *attributes = (html.unescape(text).strip() for text in [row.get("title", ""), *attributes])
-            rows.append((asin[1], " ".join(title.split()), "; ".join(filter(None, attributes))))
+            item = ast.literal_eval(line)
+            texts = [item.get("title", ""), item.get("brand", ""), *(item.get("categories") or [[]])[0][1:]]
+            title, *attributes = (" ".join(html.unescape(text).split()) for text in texts)
+            rows.append((asin[1], title, "; ".join(filter(None, attributes))))
     return _catalogue(pd.DataFrame(rows, columns=["item", "title", "attributes"]), "item")
 
-# %% ../nbs/api/00_events.ipynb #54613e4c
-LAYOUTS = {"sequences.txt": _read_sequences, "ratings.csv": _read_movielens, "ratings.dat": _read_dat,
+# %% ../nbs/api/00_events.ipynb #4dcc5666
+LAYOUTS = {"sequences.txt": _read_sequences, "ratings.csv": _read_movielens, "ratings.dat": _read_1m,
            "u.data": _read_100k, "*.inter": _read_atomic, "reviews_*.json": _read_reviews}
 
 def _layout(folder: Path):
     "The reader for the folder, by the files it holds, else None"
-    return next((reader for name, reader in LAYOUTS.items() if _either(folder, name)), None) if folder.is_dir() else None
+    return next((reader for name, reader in LAYOUTS.items() if _file(folder, name)), None)
 
 def _read(source) -> _Source:
     "The raw table behind a path or a DataFrame"
+    if hasattr(source, "to_pandas"): source = source.to_pandas()  # polars, Arrow
     if isinstance(source, pd.DataFrame): return _Source(frame=source, name="DataFrame")
     path = Path(source)
-    name = re.sub(r"\.(csv|tsv|txt|parquet|gz)\b", "", path.name)
-    if not path.exists(): raise FileNotFoundError(f"there is no file or folder {path} (from {Path.cwd()})")
+    if not path.exists(): raise FileNotFoundError(f"there is no file or folder {path} (seen from {Path.cwd()})")
     if path.is_dir():
-        reader = _layout(path)
-        if reader is None: raise ValueError(f"the folder {path} holds none of {', '.join(LAYOUTS)} (plain or .gz)")
-        return reader(path)
-    if path.suffix in (".parquet", ".pq"):
-        try: return _Source(frame=pd.read_parquet(path), name=name)
-        except (pa.ArrowInvalid, OSError) as error: raise ValueError(f"{path} is not a whole Parquet file: {error}") from None
-    return _Source(frame=_delimited(path), name=name, where=("line", 2))
+        if reader := _layout(path): return reader(path)
+        raise ValueError(f"the folder {path} holds none of {', '.join(LAYOUTS)} (plain or .gz)")
+    name = path.name.removesuffix(".gz").removesuffix(path.suffix) or path.name
+    if path.suffix not in (".parquet", ".pq"): return _Source(frame=_delimited(path), name=Path(name).stem, where=("line", 2))
+    try: return _Source(frame=pd.read_parquet(path), name=name)
+    except DAMAGED as error: raise ValueError(f"{path} is not a whole Parquet file: {error}") from None
 
-# %% ../nbs/api/00_events.ipynb #3c5c46a4
+# %% ../nbs/api/00_events.ipynb #12462952
 def read_events(
-    source,  # path of a CSV, TSV or Parquet file, or of a data set's folder; or a DataFrame
-    user: str | None = None,  # column of the user ids; guessed when not named
+    source,  # path of a CSV, TSV or Parquet file or of a data set's folder; or a DataFrame
+    user: str | None = None,  # column of the user ids, guessed when not named; so are the next three
     item: str | None = None,  # column of the item ids
-    time: str | bool | None = None,  # column of the times; False: there is none, keep the file's order
-    rating: str | None = None,  # column of the ratings, used by `min_rating` alone
-    items: str | Path | pd.DataFrame | None = None,  # item table: an id column, `title`, anything else
-    k_core: int = 0,  # keep users and items with at least so many interactions, 0: all
-    min_rating: float | None = None,  # drop what was rated lower
-    duplicates: str = "drop",  # or "keep": rows of the same user, item and time
-    name: str | None = None,  # what to call the data, else the file's name
+    time: str | bool | None = None,  # column of the times; False: keep the order of the file
+    rating: str | None = None,  # column of the ratings; only `min_rating` reads it
+    items: str | Path | pd.DataFrame | None = None,  # item table: an id column, perhaps `title` and attributes
+    k_core: int = 0,  # keep the users and items with at least so many interactions
+    min_rating: float | None = None,  # drop the interactions rated lower
+    duplicates: str = "drop",  # what to do with rows of one user, item and time: "drop" or "keep"
+    name: str | None = None,  # what to call the data, else the name of the file
 ) -> Events:
-    "Events of a table of interactions; prints the columns it chose"
+    "Events of a table of interactions"
+    if duplicates not in ("drop", "keep"): raise ValueError(f"duplicates is 'drop' or 'keep', not {duplicates!r}")
     found = _read(source)
-    if items is not None: found = replace(found, items=_read_items(items))
-    found = replace(found, name=name or found.name)
-    events = _prepare(found, {"user": user, "item": item, "time": time, "rating": rating}, k_core, min_rating, duplicates)
+    found = replace(found, name=name or found.name, items=found.items if items is None else _read_items(items, item))
+    asked = {"user": user, "item": item, "time": time, "rating": rating}
+    return _echo(_prepare(found, asked, k_core, min_rating, duplicates))
+
+def _echo(events: Events) -> Events:
+    "Say which columns were chosen"
     columns = ", ".join(f"{role}={column}" for role, column in events.provenance["columns"].items())
     print(f"{events!r} from columns {columns}; order: {events.provenance['order']}")
     return events
 
-def _read_items(items) -> pd.DataFrame:
-    "An item table from a path or a DataFrame"
+def _read_items(items, item=None) -> pd.DataFrame:
+    "The item table in a file or DataFrame; its ids stand in the column `item`, or one with a usual name, or `id`"
     frame = items if isinstance(items, pd.DataFrame) else _read(items).frame
-    if _plain(frame.index.name or "") in COLUMNS["item"].split(): return _catalogue(frame)
-    return _catalogue(frame, _column(frame.columns, "item", where="the item table"))
+    if frame.index.name is not None: frame = frame.reset_index()
+    columns = [c for c in frame if c == item] or [c for c in frame if _known(c, "item")] or [c for c in frame if c == "id"]
+    if len(columns) == 1: return _catalogue(frame, columns[0])
+    raise ValueError(f"the item table needs one column of item ids, called item or id; it has: {', '.join(map(str, frame))}")
 
-# %% ../nbs/api/00_events.ipynb #1663372c
+# %% ../nbs/api/00_events.ipynb #6c823977
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
-    "Folders of a project, from the `[workspace]` section of its `settings.ini`"
+    "Folders of a project"
     root: Path  # the folder of settings.ini, else the current one
     data: tuple[Path, ...]  # searched in this order; downloads go to the first
     cache: Path  # prepared data
@@ -511,33 +546,207 @@ class Workspace:
     dataset: str  # opened when no other is asked for
 
 def workspace(
-    start: str | Path = ".",  # look here and in the folders above
+    start: str | Path = ".",  # look here, then in the folders above
 ) -> Workspace:
-    "The workspace around a folder"
+    "The workspace around a folder, from the nearest settings.ini with a `[workspace]` section"
     here = Path(start).resolve()
     for root in (here, *here.parents):
-        parser = configparser.ConfigParser(interpolation=None)
-        try: parser.read(root / "settings.ini", encoding="utf-8")
-        except configparser.Error as error: raise ValueError(f"{root / 'settings.ini'} cannot be read: {error}") from None
-        if parser.has_section("workspace"): break
+        settings = configparser.ConfigParser(interpolation=None)
+        try: settings.read(root / "settings.ini", encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{root / 'settings.ini'} cannot be read: {error}") from None
+        if settings.has_section("workspace"): break
     else: root = here
-    get = lambda key, default: parser.get("workspace", key, fallback=default)
-    data = [part.strip() for part in re.split(rf"[\n{os.pathsep}]", get("data", "data\n../shared/data"))]
-    return Workspace(root=root, data=tuple((root / part).resolve() for part in data if part), dataset=get("dataset", "ml-latest-small"),
-                     cache=root / get("cache", "cache"), runs=root / get("runs", "runs"))
+    def value(key, default): return settings.get("workspace", key, fallback=default)
+    data = re.split(rf"[\n{os.pathsep}]", value("data", "data\n../shared/data"))
+    return Workspace(root=root, data=tuple((root / part.strip()).resolve() for part in data if part.strip()),
+                     cache=root / value("cache", "cache"), runs=root / value("runs", "runs"),
+                     dataset=value("dataset", "ml-latest-small"))
 
-# %% ../nbs/api/00_events.ipynb #0c08552a
+# %% ../nbs/api/00_events.ipynb #3271d8ae
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    "A data set that can be had by name"
+    folder: str  # another name of its folder
+    k_core: int = 0  # the filter it is usually given
+    base: str = ""  # the publisher's address
+    files: tuple = ()  # (name, sha256 or "", is the checksum the publisher's own?), in order
+    keep: tuple = ()  # of a zip: the files to unpack, in order
+
+def _amazon(category: str, folder: str, meta: str = "", reviews: str = "") -> _Known:
+    files = ((f"meta_{category}.json.gz", meta, False), (f"reviews_{category}_5.json.gz", reviews, False))
+    return _Known(folder=folder, base="https://snap.stanford.edu/data/amazon/productGraph/categoryFiles", files=files)
+
+def _movielens(name: str, folder: str, sha256: str, keep: tuple, k_core: int = 0) -> _Known:
+    return _Known(folder=folder, base="https://files.grouplens.org/datasets/movielens", files=((name, sha256, True),),
+                  keep=keep, k_core=k_core)
+
+KNOWN = {
+    "ml-latest-small": _Known(folder="movielens-latest-small", k_core=5),
+    "beauty": _amazon("Beauty", "amazon-beauty", "c7977dc0e0ead14ac7df8c1c6de74da00e4bebfad87a0f0c5763d4c5bc9b53a0",
+                      "e5925ec99023f1dc9c7d3dff7ef34cfeacd40d1b981b5525e1e4ba9c8abc18fe"),
+    "toys": _amazon("Toys_and_Games", "amazon-toys"),
+    "sports": _amazon("Sports_and_Outdoors", "amazon-sports"),
+    "ml-1m": _movielens("ml-1m.zip", "movielens-1m", "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+                        ("README", "movies.dat", "ratings.dat"), k_core=5),
+    "ml-100k": _movielens("ml-100k.zip", "movielens-100k",
+                          "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+                          ("README", "u.item", "u.data")),
+}
+
+# %% ../nbs/api/00_events.ipynb #ec35fca7
+TRIES, PAUSE = 4, 1.0  # seconds before the second try, doubled before each later one
+NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+
+def _receive(url: str, part: Path) -> None:
+    "Append to `part` what is missing of `url`"
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try: response = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code != 416: raise
+        if error.headers.get("Content-Range") == f"bytes */{have}": return  # nothing is missing
+        part.unlink()
+        raise ConnectionError("the file at the publisher has changed since the download began") from None
+    with response:
+        have = have if response.status == 206 else 0  # 200: the server sends the whole file again
+        total = have + int(response.headers.get("Content-Length") or 0)
+        with open(part, "ab" if have else "wb") as file, tqdm(total=total or None, initial=have, unit="B", mininterval=0.5,
+                                                              unit_scale=True, desc=part.stem) as bar:
+            while block := response.read(1 << 18):
+                file.write(block)
+                bar.update(len(block))
+    if part.stat().st_size < total:
+        raise ConnectionError(f"the connection ended at {part.stat().st_size:,} of {total:,} bytes")
+
+# %% ../nbs/api/00_events.ipynb #65dd738e
+def _fetch(url: str, path: Path, sha256: str = "", strict: bool = True) -> None:
+    "Download `url` to `path`; a wrong checksum is an error, or where it is not the publisher's own a warning"
+    part = path.with_name(f"{path.name}.part")
+    for attempt in range(TRIES):
+        try:
+            _receive(url, part)
+            break
+        except NETWORK as error:
+            lasting = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429)
+            if lasting or attempt == TRIES - 1: raise
+            print(f"{url}: {error}; trying again", flush=True)
+            clock.sleep(PAUSE * 2**attempt)
+    with open(part, "rb") as file: found = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and found != sha256:
+        problem = f"{url} has the checksum {found}, expected {sha256}"
+        if strict:
+            part.unlink()
+            raise ValueError(f"{problem}. The download was deleted; if it happens again the publisher may have changed the file")
+        print(f"warning: {problem}, which is another party's figure; kept", flush=True)
+    os.replace(part, path)
+
+# %% ../nbs/api/00_events.ipynb #9d448eea
+def _download(known: _Known, folder: Path) -> None:
+    "The publisher's files of a data set into `folder`"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, sha256, strict in known.files:
+        path = folder / name
+        if not path.exists():
+            print(f"downloading {known.base}/{name} to {folder}", flush=True)
+            _fetch(f"{known.base}/{name}", path, sha256, strict)
+        if path.suffix == ".zip": _unpack(path, known.keep)
+
+def _unpack(path: Path, keep: tuple) -> None:
+    "Take some files out of a zip, whatever folder they stand in, and delete it"
+    with zipfile.ZipFile(path) as archive:
+        members = {Path(name).name: name for name in archive.namelist()}
+        for name in keep:
+            with atomic_write(path.parent / name) as target: target.write_bytes(archive.read(members[name]))
+    path.unlink()
+
+# %% ../nbs/api/00_events.ipynb #bf757b6a
+VERSION = 1  # of the preparation: raise it when the same files give other events
+
+def _stamp(path: Path, options: dict) -> str:
+    "What prepared data depends on"
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return json.dumps([VERSION, options, stats])
+
+def _save(events: Events, folder: Path, stamp: str) -> None:
+    "Keep events as `items.parquet` and `users.parquet`, one row a user"
+    sequences = events.sequences
+    users = pa.table({"user": pa.array(events.users, pa.string()),
+                      "items": pa.LargeListArray.from_arrays(sequences.offsets, sequences.values),
+                      "times": pa.LargeListArray.from_arrays(sequences.offsets, events.times)})
+    notes = {"stamp": stamp, "events": json.dumps({"name": events.name, "provenance": events.provenance})}
+    for name, table in (("items", pa.Table.from_pandas(events.items)), ("users", users)):
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **notes})
+        with atomic_write(folder / f"{name}.parquet") as path: pq.write_table(table, path, write_page_checksum=True)
+
+# %% ../nbs/api/00_events.ipynb #28bf4dce
+def _load(folder: Path, stamp: str) -> Events | None:
+    "The events kept in a folder, or None when they were made from something else"
+    tables = [pq.read_table(folder / f"{name}.parquet", page_checksum_verification=True) for name in ("users", "items")]
+    notes = [table.schema.metadata for table in tables]
+    if any(note[b"stamp"].decode() != stamp for note in notes): return None
+    users, items, times = (column.combine_chunks() for column in tables[0].columns)
+    offsets = np.append(0, items.value_lengths().to_numpy().cumsum())
+    sequences = Ragged(items.flatten().to_numpy(), offsets)
+    return Events(users=users.to_numpy(zero_copy_only=False), sequences=sequences, times=times.flatten().to_numpy(),
+                  items=tables[1].to_pandas(), **json.loads(notes[0][b"events"]))
+
+def _cached(folder: Path, stamp: str, prepare) -> Events:
+    "The events kept in a folder, else those that `prepare` makes"
+    try:
+        if (folder / "users.parquet").exists() and (events := _load(folder, stamp)): return events
+    except Exception as error: print(f"the cache {folder} is damaged ({error}): preparing the data again", flush=True)
+    events = prepare()
+    try: _save(events, folder, stamp)
+    except (OSError, pa.ArrowException) as error: print(f"going on without a cache: {error}", flush=True)
+    return events
+
+# %% ../nbs/api/00_events.ipynb #e4606d42
 def load_dataset(
-    name: str,  # a known name or a path
-    k_core: int | None = None,  # None: what the data set is usually given
-    min_rating: float | None = None,
+    name: str,  # "ml-latest-small", "beauty", "toys", "sports", "ml-1m" or "ml-100k"; or a path, as for `read_events`
+    k_core: int | None = None,  # keep users and items with at least so many interactions; None: the set's usual filter
+    min_rating: float | None = None,  # drop the interactions rated lower
 ) -> Events:
-    "A known data set by name"
-    space = workspace()
-    aliases = {"beauty": "amazon-beauty", "toys": "amazon-toys", "sports": "amazon-sports", "ml-1m": "movielens-1m",
-               "ml-100k": "movielens-100k", "ml-latest-small": "movielens-latest-small"}
-    k_core = k_core if k_core is not None else 5 if name in ("ml-latest-small", "ml-1m") else 0
-    for place in (*map(Path, filter(None, os.environ.get("ITEMLM_DATA", "").split(os.pathsep))), *space.data):
-        for path in (place / name, place / aliases.get(name, name)):
-            if reader := _layout(path): return _prepare(replace(reader(path), name=name), {}, k_core, min_rating, "keep")
-    return read_events(name, k_core=k_core, min_rating=min_rating)
+    "Events of a known data set or a path, prepared once and kept in the workspace's cache"
+    known = KNOWN.get(name)
+    path = _find(name, known) if known else _path(name)
+    k_core = k_core if k_core is not None else known.k_core if known else 0
+    key = name if known else f"{path.stem}-{_digest(str(path).encode()).hex()[:8]}"
+    options = {"k_core": k_core, "min_rating": min_rating}
+    folder = workspace().cache / "events" / f"{key}-k{k_core}-r{min_rating or 0:g}"
+
+    def prepare() -> Events:
+        source, duplicates = _read(path), "keep" if known else "drop"  # known sets are published without duplicates
+        return _prepare(replace(source, name=name if known else source.name), {}, k_core, min_rating, duplicates)
+
+    events = _cached(folder, _stamp(path, options), prepare)
+    return events if known else _echo(events)
+
+def _path(name) -> Path:
+    "A path from the current folder or the project's"
+    for path in (Path(name).expanduser(), workspace().root / name):
+        if path.exists(): return path.resolve()
+    raise FileNotFoundError(f"there is no data set {str(name)!r}: known are {', '.join(KNOWN)}; and no such file or folder "
+                            f"in {Path.cwd()} or {workspace().root}")
+
+# %% ../nbs/api/00_events.ipynb #de9aefcc
+def _find(name: str, known: _Known) -> Path:
+    "The folder of a known set: $ITEMLM_DATA, the workspace, the publisher"
+    data = workspace().data
+    places = [Path(place) for place in os.environ.get("ITEMLM_DATA", "").split(os.pathsep) if place]
+    tried = [place / folder for place in (*places, *data) for folder in (name, known.folder)]
+    for path in tried:
+        if path.is_dir() and _layout(path): return path.resolve()
+    ways = f"put a copy in {data[0] / name} or set ITEMLM_DATA to a folder that holds {name}/ or {known.folder}/"
+    problem = "it ships with the project and is never downloaded"
+    if known.files:
+        try:
+            _download(known, data[0] / name)
+            return data[0] / name
+        except NETWORK as error: problem = f"{known.base}/{known.files[0][0]}: {error}"
+        ways += f"; or go online and run this again, it continues where it stopped. A copy is: {_needs(known)}"
+    raise FileNotFoundError(f"the data set {name!r} was not found. Tried: {', '.join(map(str, tried))}; {problem}. "
+                            f"Ways to get it: {ways}")
+
+def _needs(known: _Known) -> str: return " and ".join(known.keep or [name for name, *_ in known.files])
