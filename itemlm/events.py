@@ -245,15 +245,15 @@ def _codes(column: pd.Series, role: str, where: tuple) -> tuple[np.ndarray, np.n
 UNITS = ((1e17, 10**9), (1e14, 10**6), (1e11, 10**3), (-1, 1))  # times beyond -> nano-, micro-, milliseconds, seconds
 
 def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    "A column of times as numbers (N,) and a mask of those that cannot be read (N,)"
+    "A column of times as numbers (N,) and those that cannot be read (N,): as numbers or as dates, whichever reads more"
+    bad = np.ones(len(column), bool)
     if column.dtype.kind != "M":
         numbers = pd.to_numeric(column, errors="coerce")
         bad = ~np.isfinite(numbers.to_numpy(float, na_value=np.nan))
-        whole = numbers.dtype.kind in "iu" and not bad.any()
-        if 2 * bad.sum() <= len(bad): return numbers.to_numpy(np.int64 if whole else float, na_value=np.nan), bad
+        if not bad.any(): return numbers.to_numpy(np.int64 if numbers.dtype.kind in "iu" else float), bad
         column = column.astype(str)
     dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601").dt.as_unit("ns")
-    return dates.astype("int64").to_numpy(), dates.isna().to_numpy()
+    return dates.astype("int64").to_numpy(), min(bad, dates.isna().to_numpy(), key=np.sum)
 
 def _times(column: pd.Series, where: tuple) -> tuple[np.ndarray, np.ndarray]:
     "A column of times as a sorting key in its own unit (N,) and as Unix seconds (N,)"
@@ -745,6 +745,8 @@ def _find(name: str, known: _Known) -> Path:
             _download(known, data[0] / name)
             return data[0] / name
         except NETWORK as error: problem = f"{known.base}/{known.files[0][0]}: {error}"
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write the download to {data[0] / name}: {error.strerror}") from None
         ways += f"; or go online and run this again, it continues where it stopped. A copy is: {_needs(known)}"
     raise FileNotFoundError(f"the data set {name!r} was not found. Tried: {', '.join(map(str, tried))}; {problem}. "
                             f"Ways to get it: {ways}")
