@@ -1,0 +1,78 @@
+"A run killed with SIGKILL and started again ends with the numbers of one that was never killed."
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+FIT = """
+import sys
+from itemlm import *
+from itemlm import training
+training.SAVE_EVERY = 0.2  # save inside epochs too
+parts = split(load_dataset("ml-latest-small"))
+fit(parts, tiny(epochs=4, batch=16), out_dir=sys.argv[1])
+"""
+
+
+def start(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", FIT, str(folder)], stdout=subprocess.PIPE, text=True)
+
+
+def results(folder: Path) -> tuple[list, dict]:
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in log], load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    assert start(folder).wait() == 0
+    return results(folder)
+
+
+def kill_when(process: subprocess.Popen, ready) -> None:
+    "SIGKILL as soon as `ready()`; fails if the process ends before."
+    while not ready():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+MOMENTS = {
+    "before the first save": lambda run, _: (run / "run.json").exists(),
+    "inside an epoch": lambda run, _: (run / "resume.safetensors").exists(),
+    "while a file is being written": lambda run, _: any(run.glob(".*.tmp.*")),
+    "after an epoch": lambda run, rows: rows(run) >= 1,
+    "late": lambda run, rows: rows(run) >= 3,
+}
+
+
+def rows(run: Path) -> int:
+    return len((run / "log.jsonl").read_text().splitlines()) if (run / "log.jsonl").exists() else 0
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_started_again(moment, tmp_path, unbroken):
+    folder = tmp_path / "run"
+    kill_when(start(folder), lambda: MOMENTS[moment](folder, rows))
+    assert start(folder).wait() == 0
+    log, weights = results(folder)
+    assert log == unbroken[0]
+    assert all(weights[name].equal(w) for name, w in unbroken[1].items()) and weights.keys() == unbroken[1].keys()
+    assert not (folder / "resume.safetensors").exists()
+    assert not list(folder.glob(".*.tmp.*")), "a killed writer's leftovers are cleaned up"
+
+
+def test_killed_again_and_again(tmp_path, unbroken):
+    folder = tmp_path / "run"
+    for n in (1, 2, 3):
+        kill_when(start(folder), lambda: rows(folder) >= n)
+    assert start(folder).wait() == 0
+    assert results(folder)[0] == unbroken[0]
