@@ -208,7 +208,7 @@ def _column(columns: list, role: str, asked, table: str):
     listing = ", ".join(map(str, columns))
     problem = (f"has no column {asked!r}" if asked else f"has no column with a usual name for the {role}" if not found else
                f"has {len(found)} columns that could be the {role} ({', '.join(map(str, found))})")
-    raise ValueError(f"{table} {problem}; its columns: {listing}. Name the right one: {role}={str(columns[0])!r}, for example")
+    raise ValueError(f"{table} {problem}; its columns: {listing}. Say which one it is: {role}='...'")
 
 def _choose(columns: list, asked: dict, table: str) -> dict:
     "Role -> column; a column the caller named is not guessed for another role"
@@ -331,16 +331,17 @@ def _ratings(source: _Source, column) -> np.ndarray:
     return ratings
 
 def _filter(log: pd.DataFrame, how: dict, min_rating: float | None, duplicates: str, k_core: int) -> pd.DataFrame:
-    "The rows that stay; `how` gets what was dropped"
+    "The rows that stay; `how` learns what was dropped"
+    how |= {"min_rating": min_rating, "k_core": k_core}
     if min_rating is not None:
         before, log = len(log), log[log.rating >= min_rating]
-        how |= {"min_rating": min_rating, "rows_below": before - len(log)}
+        how["rows_below_min_rating"] = before - len(log)
     if duplicates == "drop":
         before, log = len(log), log.drop_duplicates(["user", "item", "key"])
-        how |= {"duplicates_dropped": before - len(log)}
+        how["duplicates_dropped"] = before - len(log)
     if k_core:
         before, log = len(log), log[_k_core(log.user.to_numpy(), log.item.to_numpy(), k_core)]
-        how |= {"k_core": k_core, "rows_outside_core": before - len(log)}
+        how["rows_outside_k_core"] = before - len(log)
     if not len(log): raise ValueError(f"no interaction is left after these filters: {how}")
     return log
 
@@ -360,6 +361,7 @@ def _prepare(source: _Source, asked: dict, k_core: int, min_rating: float | None
     how = {"source": source.name, "columns": {role: str(c) for role, c in columns.items() if c is not None},
            "rows": len(frame), "order": "time, equal times as in the file" if by_time else "as in the file"}
     log = _filter(log, how, min_rating, duplicates if by_time else "keep", k_core)  # without times a repeat may be real
+    if timed and not log.time.all(): how["times_unknown"] = int((log.time == 0).sum())
     user, seen_users = pd.factorize(log.user)
     order = np.lexsort((log.key, user)) if by_time else np.argsort(user, kind="stable")  # both are stable
     item, seen_items = pd.factorize(log.item.to_numpy()[order])

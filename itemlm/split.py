@@ -6,16 +6,14 @@
 __all__ = ['Part', 'Split', 'split']
 
 # %% ../nbs/api/01_split.ipynb #329aca34
-import html
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from .events import Events, Ragged, load_dataset
+from .events import Events, Ragged, _html
 
-# %% ../nbs/api/01_split.ipynb #f9d0acda
+# %% ../nbs/api/01_split.ipynb #0c20d44f
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     "Users to predict for: what came before, and the hidden next item"
@@ -26,92 +24,110 @@ class Part:
 
     def __len__(self) -> int: return len(self.users)
 
+    def __repr__(self) -> str: return f"Part({self.name}: {len(self):,} users)"
+
+# %% ../nbs/api/01_split.ipynb #f2bad29c
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
     "Events cut into train, valid and test"
     events: Events
-    train: Ragged  # item codes; rows beside `train_users`
-    train_users: np.ndarray  # raw ids
+    train: Ragged  # item codes; row b belongs to train_users[b]
+    train_users: np.ndarray  # raw user ids
     valid: Part
     test: Part
-    protocol: dict  # how it was cut, and what it counts
-
-    def part(self, name: str) -> Part:
-        "`valid` or `test` by name"
-        if name not in ("valid", "test"): raise ValueError(f"there is no part {name!r}: 'valid' or 'test'")
-        return getattr(self, name)
+    protocol: dict  # how it was cut and whom it counts
 
     def train_items(self) -> np.ndarray:
-        "Codes of the items that occur in training, in order of first appearance"
+        "Codes of the items in training, in order of first appearance"
         return pd.unique(self.train.values)
 
+    def part(
+        self,
+        name: str,  # "valid" or "test"
+    ) -> Part:
+        "A part by name"
+        if name not in ("valid", "test"): raise ValueError(f"there is no part {name!r}: it is 'valid' or 'test'")
+        return getattr(self, name)
+
+    def __repr__(self) -> str:
+        users = f"train {len(self.train):,}, valid {len(self.valid):,}, test {len(self.test):,} users"
+        return f"Split({self.events.name}, {self.protocol['split']}: {users})"
+
     def _repr_html_(self) -> str:
-        rows = [("train", len(self.train), len(self.train.values), ""),
-                *((p.name, len(p), len(p.histories.values), self.protocol[f"{p.name}_cold"]) for p in (self.valid, self.test))]
-        cells = "".join(f"<tr><td>{n}</td><td>{b:,}</td><td>{i:,}</td><td>{c}</td></tr>" for n, b, i, c in rows)
-        how = "; ".join(f"{key}: {value}" for key, value in self.protocol.items() if not key.endswith("_cold"))
-        return (f"<b>{html.escape(self.events.name)}</b><table><tr><th>part</th><th>users</th><th>items in histories</th>"
-                f"<th>targets unseen in training</th></tr>{cells}</table><small>{html.escape(how)}</small>")
+        table = [{"part": "train", "users": len(self.train), "items known": len(self.train.values), "targets": "every item",
+                  "unseen in training": ""}]
+        table += [{"part": part.name, "users": len(part), "items known": len(part.histories.values), "targets": len(part),
+                   "unseen in training": self.protocol[f"{part.name}_cold"]} for part in (self.valid, self.test)]
+        rows = [{key: f"{cell:,}" if isinstance(cell, int) else cell for key, cell in row.items()} for row in table]
+        how = {key: value for key, value in self.protocol.items() if not key.endswith(("_users", "_cold"))}
+        if "cuts" in how: how["cuts"] = " and ".join(how["cuts"]).replace("T", " ")
+        return _html(self.events.name, rows, how)
 
-# %% ../nbs/api/01_split.ipynb #99a1f988
-def _part(name: str, events: Events, before: np.ndarray, rows: np.ndarray) -> Part:
-    "For these users: the first `before` items as history, the next one as target"
+# %% ../nbs/api/01_split.ipynb #36aca4f6
+def _part(name: str, events: Events, cut: np.ndarray, rows: np.ndarray) -> Part:
+    "For the users in `rows`: the first `cut` items are known, the next one is the target"
     sequences = events.sequences
-    return Part(name=name, users=events.users[rows], histories=sequences.head(before).take(rows),
-                targets=sequences.values[sequences.offsets[:-1][rows] + before[rows]])
+    targets = sequences.values[sequences.offsets[rows] + cut[rows]]
+    return Part(name=name, users=events.users[rows], histories=sequences.take(rows).head(cut[rows]), targets=targets)
 
-def _split(events: Events, train: np.ndarray, valid: tuple, test: tuple, protocol: dict) -> Split:
-    "Train on the first `train` items of each user; `valid` and `test` are (items before the target, rows of the users)"
+def _split(events: Events, train: np.ndarray, valid: Part, test: Part, protocol: dict) -> Split:
+    "Train on the first `train` items of each user, and count who is in which part"
     rows = np.flatnonzero(train)
-    split = Split(events=events, train=events.sequences.head(train).take(rows), train_users=events.users[rows],
-                  valid=_part("valid", events, *valid), test=_part("test", events, *test), protocol=protocol)
-    known = np.isin(np.arange(events.n_items), split.train.values)
-    protocol |= {"train_users": len(rows)}
-    for part in (split.valid, split.test):
-        protocol |= {f"{part.name}_users": len(part), f"{part.name}_cold": int((~known[part.targets]).sum())}
-    return split
+    known = events.sequences.head(train).take(rows)
+    protocol = {**protocol, "train_users": len(rows)}
+    for part in (valid, test):
+        cold = ~np.isin(part.targets, known.values)
+        protocol |= {f"{part.name}_users": len(part), f"{part.name}_cold": int(cold.sum())}
+    return Split(events=events, train=known, train_users=events.users[rows], valid=valid, test=test, protocol=protocol)
 
+# %% ../nbs/api/01_split.ipynb #6448249e
 def _leave_one_out(events: Events) -> Split:
-    "Last item to test, the one before to valid, the rest to train"
+    "Last item: test; the one before: valid; the rest: train"
     lengths = events.sequences.lengths
     rows = np.flatnonzero(lengths >= 3)
     if not len(rows):
-        raise ValueError(f"leave_one_out needs users with at least 3 interactions; the longest of {events.n_users:,} users in "
-                         f"{events.name} has {lengths.max()}. Check the user column, or give more data")
+        raise ValueError(f"leave_one_out needs users with at least 3 interactions; the longest of {len(lengths):,} users "
+                         f"in {events.name} has {lengths.max()}. Is the user column the right one?")
     train = np.where(lengths >= 3, lengths - 2, lengths)
-    protocol = {"split": "leave_one_out", "users_too_short": int((lengths < 3).sum())}
-    return _split(events, train, (lengths - 2, rows), (lengths - 1, rows), protocol)
+    valid, test = _part("valid", events, lengths - 2, rows), _part("test", events, lengths - 1, rows)
+    return _split(events, train, valid, test, {"split": "leave_one_out", "users_too_short": int((lengths < 3).sum())})
 
-def _cut_time(cut, known: np.ndarray) -> int:
-    "A quantile (0 to 1) of the known times, Unix seconds, or a date, as Unix seconds"
-    if isinstance(cut, str): return int(pd.Timestamp(cut).timestamp())
+# %% ../nbs/api/01_split.ipynb #96ec8161
+def _running_latest(events: Events) -> tuple[np.ndarray, np.ndarray]:
+    "The row of each interaction's user (N,), and the latest time up to it in that user's line (N,)"
+    rows, lowest = np.repeat(np.arange(events.n_users), events.sequences.lengths), events.times.min()
+    lift = rows * (int(np.ptp(events.times)) + 1)  # every user above the one before: one running maximum serves all
+    return rows, np.maximum.accumulate(events.times - lowest + lift) - lift + lowest
+
+def _moment(cut, known: np.ndarray) -> int:
+    "A cut as Unix seconds"
+    if isinstance(cut, str): return int(pd.to_datetime(cut, utc=True).timestamp())
     return int(np.quantile(known, cut, method="nearest")) if 0 < cut < 1 else int(cut)
 
+# %% ../nbs/api/01_split.ipynb #0a18f846
 def _global_time(events: Events, cuts: tuple) -> Split:
-    "Train before the first cut, valid between the cuts, test from the second cut on"
-    if not events.has_times:
-        raise ValueError(f"{events.name} has no time stamps, so it cannot be split by global time: use leave_one_out")
+    "Train before the first cut; valid between the cuts; test from the second cut on"
+    if not events.has_times: raise ValueError(f"{events.name} has no time stamps and cannot be split by time: use leave_one_out")
     known = events.times[events.times != 0]
-    first, second = (_cut_time(cut, known) for cut in cuts)
+    first, second = moments = [_moment(cut, known) for cut in cuts]
     if not known.min() < first < second <= known.max():
-        raise ValueError(f"cuts {cuts} fall at Unix seconds {first} and {second}: they must rise, inside the times of "
+        raise ValueError(f"the cuts {cuts} are the moments {moments}: they must rise and lie within the times of "
                          f"{events.name}, {known.min()} to {known.max()}")
-    rows = np.repeat(np.arange(events.n_users), events.sequences.lengths)
-    span = int(events.times.max() - events.times.min()) + 1
-    times = np.maximum.accumulate(events.times - events.times.min() + rows * span) - rows * span + events.times.min()
-    before = lambda cut: np.bincount(rows, times < cut, events.n_users).astype(np.int64)
-    train, middle, lengths = before(first), before(second), events.sequences.lengths
-    protocol = {"split": "global_time", "cuts": [str(np.datetime64(cut, "s")) for cut in (first, second)],
+    rows, times = _running_latest(events)
+    train, middle, end = (np.bincount(rows, times < cut, events.n_users).astype(np.int64) for cut in (first, second, np.inf))
+    valid = _part("valid", events, train, np.flatnonzero(middle > train))
+    test = _part("test", events, middle, np.flatnonzero(end > middle))
+    protocol = {"split": "global_time", "cuts": [str(np.datetime64(cut, "s")) for cut in moments],
                 "times_unknown": int((events.times == 0).sum())}
-    return _split(events, train, (train, np.flatnonzero(middle > train)), (middle, np.flatnonzero(lengths > middle)), protocol)
+    return _split(events, train, valid, test, protocol)
 
-# %% ../nbs/api/01_split.ipynb #0c20d44f
+# %% ../nbs/api/01_split.ipynb #0b04dd82
 def split(
     events: Events,
     how: str = "leave_one_out",  # or "global_time"
-    cuts: tuple = (0.8, 0.9),  # global_time: where valid and test begin: quantiles of the times, dates, or Unix seconds
+    cuts: tuple = (0.8, 0.9),  # of global_time, where valid and test begin: quantiles of the times, dates or Unix seconds
 ) -> Split:
-    "Cut events into train, valid and test"
+    "Train, valid and test"
     if how == "leave_one_out": return _leave_one_out(events)
     if how == "global_time": return _global_time(events, cuts)
-    raise ValueError(f"there is no split {how!r}: 'leave_one_out' or 'global_time'")
+    raise ValueError(f"there is no split {how!r}: it is 'leave_one_out' or 'global_time'")
