@@ -6,6 +6,7 @@
 __all__ = ['MISSED', 'Ranks', 'target_ranks', 'drop_seen', 'recall', 'ndcg', 'mrr', 'bootstrap_interval', 'coverage']
 
 # %% ../nbs/api/04_metrics.ipynb #9cd20543
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +64,7 @@ def _check_targets(scores: torch.Tensor, targets: np.ndarray) -> np.ndarray:
     "The targets as an integer array, one valid column (or -1) for each row of the scores."
     targets = np.asarray(targets, dtype=np.int64)
     if scores.ndim != 2 or targets.shape != (len(scores),):
-        raise ValueError(f"scores {tuple(scores.shape)} and targets {targets.shape} must be (users, items) and (users,)")
+        raise ValueError(f"scores {tuple(scores.shape)}, targets {targets.shape}: they must be (users, items) and (users,)")
     wrong = np.flatnonzero((targets < -1) | (targets >= scores.shape[1]))
     if len(wrong):
         row = wrong[0]
@@ -126,7 +127,7 @@ def _seen_pairs(seen: Ragged, n_users: int, n_items: int) -> tuple[np.ndarray, n
     return np.divmod(np.unique((rows * n_items + columns)[columns >= 0]), n_items)
 
 # %% ../nbs/api/04_metrics.ipynb #5233752f
-def _expected(ranks: Ranks, k: int | None, gain: callable) -> np.ndarray:
+def _expected(ranks: Ranks, k: int | None, gain: Callable) -> np.ndarray:
     "Mean gain over the places the target may stand at; places beyond k gain nothing."
     if k is not None and (k != int(k) or k < 1):
         raise ValueError(f"k is {k}: ask for the first 1, 2, ... items")
