@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .tokenizer import ItemTokenizer, Sequences
+from .tokenizer import PAD, Sequences
 
 # %% ../nbs/api/05_model.ipynb #22cdf44d
 def rotary_table(
@@ -44,7 +44,7 @@ class ItemLMConfig:
     "What an `ItemLM` is made of; contradictions are refused when it is built."
 
     n_items: int = 0  # V; 0 = to be filled in from the training part
-    n_special: int = ItemTokenizer.n_special  # token ids below this are no items
+    n_special: int = 8  # token ids below this are no items
     width: int = 64  # D
     layers: int = 2
     heads: int = 2  # H, query heads
@@ -200,7 +200,7 @@ class ItemLM(nn.Module):
 
     def age(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T)
         "Steps from each item to the newest of its row; 0 at padding."
-        lengths = (tokens != ItemTokenizer.PAD).sum(1, keepdim=True)
+        lengths = (tokens != PAD).sum(1, keepdim=True)
         return (lengths - 1 - torch.arange(tokens.shape[1], device=tokens.device)).clamp(min=0)
 
     def rotary(self, steps: int) -> tuple[Tensor, Tensor] | None:
@@ -232,7 +232,7 @@ def pad_right(
     recent = sequences.last(max_len)
     lengths = torch.from_numpy(recent.lengths)
     real = torch.arange(int(recent.lengths.max(initial=1))) < lengths[:, None]  # (B, T)
-    tokens = torch.full(real.shape, ItemTokenizer.PAD)
+    tokens = torch.full(real.shape, PAD)
     tokens[real] = torch.from_numpy(recent.values).long()
     return tokens, lengths
 

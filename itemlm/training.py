@@ -28,7 +28,7 @@ from .metrics import ndcg, recall
 from .model import ItemLM, ItemLMConfig, count_parameters
 from .recommend import Recommender, load
 from .split import Split
-from .tokenizer import ItemTokenizer, Sequences
+from .tokenizer import PAD, ItemTokenizer, Sequences
 
 # %% ../nbs/api/08_training.ipynb #30213b83
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,9 @@ class Windows:
         "Inputs, and the item that follows each."
         steps = np.arange(self.lengths[rows].max())
         real = steps < self.lengths[rows, None]
-        tokens = np.where(real, self.tokens[np.where(real, self.starts[rows, None] + steps, 0)], ItemTokenizer.PAD)
+        tokens = np.where(real, self.tokens[np.where(real, self.starts[rows, None] + steps, 0)], PAD)
         tokens = torch.from_numpy(tokens.astype(np.int64))
-        return tokens[:, :-1], tokens[:, 1:].masked_fill(tokens[:, 1:] == ItemTokenizer.PAD, IGNORE)
+        return tokens[:, :-1], tokens[:, 1:].masked_fill(tokens[:, 1:] == PAD, IGNORE)
 
 
 def make_windows(
@@ -352,7 +352,7 @@ def fit(
     "Train an `ItemLM` on the training part, choose its weights on the validation part, and return it as a `Recommender`."
     config = config or small()
     tokenizer = ItemTokenizer.from_split(parts)
-    config = replace(config, model=replace(config.model, n_items=tokenizer.n_items))
+    config = replace(config, model=replace(config.model, n_items=tokenizer.n_items, n_special=tokenizer.n_special))
     folder = out_dir and claim_run(out_dir, {"fit": asdict(config), "data": parts.events.fingerprint, "split": parts.protocol})
     if folder and (folder / "model.safetensors").exists() and not (folder / RESUME).exists():
         return load(folder, device=device)  # finished before
