@@ -79,6 +79,7 @@ class Ragged:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
     def __eq__(self, other) -> bool:
+        if not isinstance(other, Ragged): return NotImplemented
         return np.array_equal(self.values, other.values) and np.array_equal(self.offsets, other.offsets)
 
     def __repr__(self) -> str: return f"{type(self).__name__}({len(self):,} rows, {len(self.values):,} values)"
@@ -232,7 +233,7 @@ def _codes(column: pd.Series, role: str, where: tuple) -> tuple[np.ndarray, np.n
     codes, raw = pd.factorize(column)
     again, ids = pd.factorize(np.array([_text(value) for value in raw], dtype=object))
     codes = np.where(codes < 0, -1, again[codes]) if len(again) else codes
-    missing = np.array([id.lower() in ("", "nan") for id in ids] + [True])[codes]  # code -1 reads the last
+    missing = np.array([id in ("", "nan", "NaN") for id in ids] + [True])[codes]  # code -1 reads the last
     if missing.any():
         raise ValueError(f"{missing.sum():,} interactions have no {role} id (empty or NaN): {_rows(missing, where)}. "
                          "Drop these rows or give them an id")
@@ -242,29 +243,34 @@ def _codes(column: pd.Series, role: str, where: tuple) -> tuple[np.ndarray, np.n
     return codes, ids
 
 # %% ../nbs/api/00_events.ipynb #da404778
-UNITS = ((1e17, 10**9), (1e14, 10**6), (1e11, 10**3), (-1, 1))  # times beyond -> nano-, micro-, milliseconds, seconds
+UNITS = ((1e17, 10**9), (1e14, 10**6), (1e11, 10**3), (-1, 1))  # numbers beyond -> nano-, micro-, milliseconds, seconds
 
 def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    "A column of times as numbers (N,) and those that cannot be read (N,): as numbers or as dates, whichever reads more"
-    bad = np.ones(len(column), bool)
-    if column.dtype.kind != "M":
-        numbers = pd.to_numeric(column, errors="coerce")
-        bad = ~np.isfinite(numbers.to_numpy(float, na_value=np.nan))
-        if not bad.any(): return numbers.to_numpy(np.int64 if numbers.dtype.kind in "iu" else float), bad
-        column = column.astype(str)
-    dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601").dt.as_unit("ns")
-    return dates.astype("int64").to_numpy(), min(bad, dates.isna().to_numpy(), key=np.sum)
+    "A column of times as numbers (N,), and which of them are none (N,)"
+    numbers = pd.to_numeric(column, errors="coerce")
+    bad = ~np.isfinite(numbers.to_numpy(float, na_value=np.nan))
+    whole = numbers.dtype.kind in "iu" and not bad.any()
+    return numbers.to_numpy(np.int64 if whole else float, na_value=0), bad
+
+def _dates(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    "A column of dates as nanoseconds (N,), and which of them are none (N,)"
+    text = column if column.dtype.kind == "M" else column.astype(str)
+    dates = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601").dt.as_unit("ns")
+    return dates.astype("int64").to_numpy(), dates.isna().to_numpy()
 
 def _times(column: pd.Series, where: tuple) -> tuple[np.ndarray, np.ndarray]:
     "A column of times as a sorting key in its own unit (N,) and as Unix seconds (N,)"
-    numbers, bad = _numbers(column)
+    key, bad = (np.zeros(0), np.ones(len(column), bool)) if column.dtype.kind == "M" else _numbers(column)
+    typical = np.median(np.abs(key[key != 0])) if key.any() else 0
+    unit = next(unit for limit, unit in UNITS if typical > limit)
+    if bad.any():  # then perhaps dates: whichever reads more
+        dates, undated = _dates(column)
+        if undated.sum() < bad.sum(): key, bad, unit = dates, undated, 10**9
     if bad.any():
         values = ", ".join(repr(value) for value in column[bad].head(3))
         raise ValueError(f"{bad.sum():,} times cannot be read ({values}): {_rows(bad, where)}. "
                          "A time is a number (Unix seconds or milliseconds) or ISO text such as 2014-07-23 12:00:00")
-    typical = np.median(np.abs(numbers[numbers != 0])) if numbers.any() else 0
-    unit = next(unit for limit, unit in UNITS if typical > limit)
-    return numbers, (numbers // unit).astype(np.int64)
+    return key, (key // unit).astype(np.int64)
 
 # %% ../nbs/api/00_events.ipynb #c1f21d4b
 @dataclass(frozen=True, kw_only=True)
@@ -280,15 +286,15 @@ DAMAGED = (pa.ArrowInvalid, UnicodeDecodeError, EOFError, OSError, zlib.error)  
 
 def _open(path: Path): return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
-def _delimited(path: Path, sep: str | None = None, names: list | None = None, quote: bool = True) -> pd.DataFrame:
+def _delimited(path: Path, sep: str | None = None, quote: bool = True) -> pd.DataFrame:
     "A file of separated fields, every column as text"
     try:
         with _open(path) as file: first = file.readline().decode("utf-8-sig").strip("\r\n")
         if not first: raise ValueError(f"{path} is empty: it needs a header line, then one line an interaction")
         parse = pa.csv.ParseOptions(delimiter=sep or max(",\t;|", key=first.count), newlines_in_values=quote,
                                     quote_char='"' if quote else False)
-        header = names or pa.csv.read_csv(io.BytesIO(f"{first}\n".encode()), parse_options=parse).column_names
-        read = pa.csv.ReadOptions(use_threads=False, column_names=names)  # one thread, so that errors name the row
+        header = pa.csv.read_csv(io.BytesIO(f"{first}\n".encode()), parse_options=parse).column_names
+        read = pa.csv.ReadOptions(use_threads=False)  # one thread, so that errors name the row
         text = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
         with _open(path) as file: return pa.csv.read_csv(file, read, parse, text).to_pandas()
     except DAMAGED as error:
@@ -349,6 +355,7 @@ def _filter(log: pd.DataFrame, how: dict, min_rating: float | None, duplicates: 
 def _prepare(source: _Source, asked: dict, k_core: int, min_rating: float | None, duplicates: str) -> Events:
     "Events of a source: choose columns, read ids and times, filter, sort, number"
     frame, where = source.frame, source.where
+    if min_rating is None: asked = {"rating": False} | asked  # not needed, so not guessed
     columns = _choose(list(frame), asked, source.name)
     if not len(frame): raise ValueError(f"{source.name} is empty: it has a header and no interactions")
     user, users = _codes(frame[columns["user"]], "user", where)
@@ -456,14 +463,15 @@ def _read_atomic(folder: Path) -> _Source:
     return _Source(frame=frame, name=folder.name, where=("line", 2), items=items)
 
 # %% ../nbs/api/00_events.ipynb #0c08552a
+REVIEW = ("reviewerID", "asin", "overall", "unixReviewTime")
+
 def _read_reviews(folder: Path) -> _Source:
     "Amazon's `reviews_*.json` with `meta_*.json`"
     path, meta = _file(folder, "reviews_*.json"), _file(folder, "meta_*.json")
     try:
-        with _open(path) as file: reviews = map(json.loads, file.readlines())
-        rows = [(row["reviewerID"], row["asin"], row["overall"], row["unixReviewTime"]) for row in reviews]
-        frame = pd.DataFrame(rows, columns=["user", "item", "rating", "time"])
-        items = _read_meta(meta, set(frame["item"])) if meta else None
+        with _open(path) as file: rows = [tuple(map(json.loads(line).__getitem__, REVIEW)) for line in file]
+        frame = pd.DataFrame(rows, columns=REVIEW)
+        items = _read_meta(meta, set(frame["asin"])) if meta else None
     except (*DAMAGED, ValueError, SyntaxError, KeyError) as error:
         raise ValueError(f"{folder} holds damaged Amazon files ({error!r}): delete them to have them fetched again") from None
     return _Source(frame=frame, name=folder.name, where=("line", 1), items=items)
@@ -520,7 +528,7 @@ def read_events(
     if duplicates not in ("drop", "keep"): raise ValueError(f"duplicates is 'drop' or 'keep', not {duplicates!r}")
     found = _read(source)
     found = replace(found, name=name or found.name, items=found.items if items is None else _read_items(items, item))
-    asked = {"user": user, "item": item, "time": time, "rating": rating}
+    asked = {role: column for role, column in zip(COLUMNS, (user, item, time, rating)) if column is not None}
     return _echo(_prepare(found, asked, k_core, min_rating, duplicates))
 
 def _echo(events: Events) -> Events:
@@ -560,7 +568,7 @@ def workspace(
         if settings.has_section("workspace"): break
     else: root = here
     def value(key, default): return settings.get("workspace", key, fallback=default)
-    data = re.split(rf"[\n{os.pathsep}]", value("data", "data\n../shared/data"))
+    data = re.split(rf"[\n{os.pathsep}]", value("data", "").strip() or "data\n../shared/data")
     return Workspace(root=root, data=tuple((root / part.strip()).resolve() for part in data if part.strip()),
                      cache=root / value("cache", "cache"), runs=root / value("runs", "runs"),
                      dataset=value("dataset", "ml-latest-small"))
@@ -655,12 +663,14 @@ def _download(known: _Known, folder: Path) -> None:
         if path.suffix == ".zip": _unpack(path, known.keep)
 
 def _unpack(path: Path, keep: tuple) -> None:
-    "Take some files out of a zip, whatever folder they stand in, and delete it"
-    with zipfile.ZipFile(path) as archive:
-        members = {Path(name).name: name for name in archive.namelist()}
-        for name in keep:
-            with atomic_write(path.parent / name) as target: target.write_bytes(archive.read(members[name]))
-    path.unlink()
+    "Take some files out of a zip, whatever folder they stand in"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {Path(name).name: name for name in archive.namelist()}
+            for name in keep:
+                with atomic_write(path.parent / name) as target: target.write_bytes(archive.read(members[name]))
+    except (zipfile.BadZipFile, KeyError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it to have it fetched again") from None
 
 # %% ../nbs/api/00_events.ipynb #bf757b6a
 VERSION = 1  # of the preparation: raise it when the same files give other events

@@ -134,7 +134,7 @@ def test_raw_movielens(project, publisher, monkeypatch, name, files):
     assert [list(events.items.index[row]) for row in events.sequences] == [["1", "2"], ["1", "2"]]
     assert list(events.items.title) == ["Amélie (2001)", "B"]
     assert events.items.genres["1"] == "Comedy|Romance"
-    assert sorted(path.name for path in (project / "data" / name).iterdir()) == sorted(set(files) - {"users.dat"})
+    assert sorted(path.name for path in (project / "data" / name).iterdir()) == sorted({*files, f"{name}.zip"} - {"users.dat"})
 
 
 # --- broken downloads ------------------------------------------------------------------------------------------------
@@ -176,6 +176,8 @@ def test_wrong_checksum(project, publisher, monkeypatch, capsys):
     publish(monkeypatch, publisher, "ml-1m", {"ml-1m.zip": body}, files=(("ml-1m.zip", "0" * 64, True),))
     with pytest.raises(ValueError, match="checksum"): load_dataset("ml-1m")
     assert not list((project / "data/ml-1m").iterdir())  # nothing half-written
+    (project / "data/ml-1m/ml-1m.zip").write_bytes(body[:-30])  # put there by hand
+    with pytest.raises(ValueError, match="ml-1m.zip is damaged"): load_dataset("ml-1m")
     bodies = amazon()  # Amazon's checksums are another party's: a warning
     publish(monkeypatch, publisher, "beauty", bodies, files=tuple((name, "0" * 64, False) for name in sorted(bodies)))
     assert load_dataset("beauty").n_interactions == len(REVIEWS)
