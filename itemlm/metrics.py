@@ -75,11 +75,15 @@ def _check_targets(scores: torch.Tensor, targets: np.ndarray) -> np.ndarray:
     return targets
 
 
-def _count(
-    mask: torch.Tensor,  # (B, V) bool
-) -> np.ndarray:  # (B,) int64
-    "True entries of each row; on a CPU numpy counts them several times faster than torch."
-    return mask.numpy().sum(1) if mask.device.type == "cpu" else mask.sum(1).cpu().numpy()
+def _above_and_equal(
+    scores: torch.Tensor,  # (B, V)
+    target: torch.Tensor,  # (B, 1)
+) -> tuple[np.ndarray, np.ndarray]:  # (B,), (B,) int64
+    "How many items of each row score above the target, and how many others equal to it."
+    if scores.device.type == "cpu":  # numpy compares and counts several times faster than torch there
+        scores, target = scores.numpy(), target.numpy()
+        return (scores > target).sum(1), (scores == target).sum(1) - 1
+    return (scores > target).sum(1).cpu().numpy(), (scores == target).sum(1).cpu().numpy() - 1
 
 # %% ../nbs/api/04_metrics.ipynb #dd130a07
 def target_ranks(
@@ -88,12 +92,14 @@ def target_ranks(
     seen: Ragged | None = None,  # columns to take out of each user's list; negative ones are ignored
 ) -> Ranks:
     "Rank each user's target among all items, counting ties instead of breaking them."
-    scores = torch.as_tensor(scores)
+    scores = torch.as_tensor(scores).detach()
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        scores = scores.float()  # exact, and numpy knows it
     targets = _check_targets(scores, targets)
     _check_finite(scores)
     column = torch.as_tensor(targets.clip(0), device=scores.device)[:, None]
-    target = scores.gather(1, column)  # (B, 1)
-    greater, ties, missed = _count(scores > target), _count(scores == target) - 1, targets < 0
+    greater, ties = _above_and_equal(scores, scores.gather(1, column))
+    missed = targets < 0
     ranks = Ranks(greater=np.where(missed, MISSED, greater), ties=np.where(missed, 0, ties))
     return ranks if seen is None else drop_seen(ranks, scores, targets, seen)
 
@@ -173,7 +179,7 @@ def bootstrap_interval(
     if len(values) == 0 or not np.isfinite(values).all():
         raise ValueError(f"values of shape {values.shape}: an interval needs at least one user, and numbers only")
     rng, n = np.random.default_rng(seed), len(values)
-    step = max(1, 1_000_000 // n)  # resamples at a time: memory stays at a few MB, or a few numbers a user
+    step = max(4, 1_000_000 // n)  # resamples at a time: never more than some 30 MB, or a dozen numbers a user
     means = [_resampled_means(values, rng, min(step, resamples - i)) for i in range(0, resamples, step)]
     tail = (1 - level) / 2
     return tuple(np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0))
@@ -181,7 +187,8 @@ def bootstrap_interval(
 
 def _resampled_means(values: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:  # (R, M)
     n = len(values)
-    drawn = rng.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+    drawn = rng.integers(0, n, (resamples, n))
+    drawn += n * np.arange(resamples)[:, None]  # each resample counts in a row of its own
     counts = np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)  # (R, B)
     return counts.astype(np.float64) @ values / n
 

@@ -212,8 +212,9 @@ def load(
         vocabulary, n_special = saved["model"]["vocab"], len(saved["added_tokens"])
         tokenizer = cls(list(vocabulary)[n_special:], n_special)
         ours = json.loads(_to_hugging_face(cls([], n_special)).to_str())
-        same = all(saved[key] == ours[key] for key in ("added_tokens", "normalizer", "pre_tokenizer"))
-        if same and vocabulary == {name: token for token, name in enumerate(tokenizer.names)}: return tokenizer
+        ours["model"]["vocab"] = {name: token for token, name in enumerate(tokenizer.names)}
+        if all(saved[key] == ours[key] for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")):
+            return tokenizer
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or not one of ItemTokenizer ({error!r}): save it again") from None
     raise ValueError(f"{path} is a tokenizer, but not one of ItemTokenizer: its tokens are not special tokens, then items")
