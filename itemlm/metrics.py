@@ -59,7 +59,7 @@ def _check_finite(
         " Leave items out by `seen`, not a score of -inf"
     )
 
-
+# %% ../nbs/api/04_metrics.ipynb #732e97e8
 def _check_targets(scores: torch.Tensor, targets: np.ndarray) -> np.ndarray:
     "The targets as an integer array, one valid column (or -1) for each row of the scores."
     targets = np.asarray(targets, dtype=np.int64)
@@ -103,7 +103,7 @@ def target_ranks(
     ranks = Ranks(greater=np.where(missed, MISSED, greater), ties=np.where(missed, 0, ties))
     return ranks if seen is None else drop_seen(ranks, scores, targets, seen)
 
-
+# %% ../nbs/api/04_metrics.ipynb #d469c99f
 def drop_seen(
     ranks: Ranks,  # of the full list
     scores: torch.Tensor,  # (B, V) that gave these ranks

@@ -48,19 +48,19 @@ def _special_names(n_special: int) -> list[str]:
     return [_SPECIAL + name for name in named + [f"[SPECIAL_{i}]" for i in range(len(named), n_special)]]
 
 
-def _check_text(ids: Iterable[str]) -> list[str]:
-    "A list of raw ids; one text, or anything in the list that is not text, is an error."
-    if isinstance(ids, str):
-        raise ValueError(f"expected a list of raw item ids, got the text {ids!r}: write [{ids!r}]")
+def _check_text(ids: Iterable[str], name: str = "items") -> list[str]:
+    "The raw ids as a list; a single one, or anything that is not text, is an error"
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise ValueError(f"{name} must be a list of raw ids, not {ids!r}: write [{ids!r}]")
     ids = list(ids)
     wrong = next((i for i, item in enumerate(ids) if not isinstance(item, str)), None)
     if wrong is not None:
-        item = ids[wrong]
-        raise ValueError(f"raw item ids are text, but number {wrong} of the list is {item!r} ({type(item).__name__})")
+        raise ValueError(f"{name}: raw ids are text, but number {wrong} is {ids[wrong]!r} ({type(ids[wrong]).__name__})")
     return ids
 
 
 def _check_vocabulary(items: list[str], n_special: int) -> None:
+    "Every item once, none empty, none with a reserved character"
     if n_special < 3:
         raise ValueError(f"n_special is {n_special}: PAD, UNK and MASK need 3")
     wrong = next((item for item in items if not item or _RESERVED.search(item)), None)
@@ -87,6 +87,7 @@ class ItemTokenizer:
         _check_vocabulary(items, n_special)
         self.n_special = n_special
         self.names = np.array(_special_names(n_special) + items, dtype=object)  # (vocab_size,) text of each token
+        self.names.setflags(write=False)
         self._tokens = {item: token for token, item in enumerate(items, n_special)}
 
     @property
@@ -112,24 +113,32 @@ class ItemTokenizer:
     def __repr__(self) -> str:
         return f"ItemTokenizer({self.n_items:,} items after {self.n_special} special tokens)"
 
-    def encode(
-        self,
-        items: Iterable[str],  # raw ids of one history
-    ) -> np.ndarray:  # (T,) int32
-        "A token for each item; `UNK` for one that is not in the vocabulary"
-        items = _check_text(items)
-        return np.fromiter((self._tokens.get(item, UNK) for item in items), np.int32, len(items))
+# %% ../nbs/api/03_tokenizer.ipynb #da7a18c6
+@patch
+def encode(
+    self: ItemTokenizer,
+    items: Iterable[str],  # raw ids of one history
+) -> np.ndarray:  # (T,) int32
+    "A token for each item; `UNK` for one that is not in the vocabulary"
+    return self._look_up(_check_text(items))
 
-    def decode(
-        self,
-        tokens: Iterable[int],
-    ) -> list[str]:
-        "The raw id of each token, or a special token's name"
-        tokens = np.asarray(tokens, dtype=np.int64)
-        wrong = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
-        if len(wrong):
-            raise ValueError(f"token {wrong[0]} is not in the vocabulary: tokens are 0 to {self.vocab_size - 1}")
-        return self.names[tokens].tolist()
+
+@patch
+def _look_up(self: ItemTokenizer, items: list[str]) -> np.ndarray:
+    return np.fromiter((self._tokens.get(item, UNK) for item in items), np.int32, len(items))
+
+
+@patch
+def decode(
+    self: ItemTokenizer,
+    tokens: Iterable[int],
+) -> list[str]:
+    "The raw id of each token, or a special token's name"
+    tokens = np.asarray(tokens, dtype=np.int64)
+    wrong = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
+    if len(wrong):
+        raise ValueError(f"token {wrong[0]} is not in the vocabulary: tokens are 0 to {self.vocab_size - 1}")
+    return self.names[tokens].tolist()
 
 # %% ../nbs/api/03_tokenizer.ipynb #f076e31a
 @patch
@@ -138,11 +147,8 @@ def encode_batch(
     histories: list[list[str]],  # raw ids, one list a user; a list may be empty
 ) -> Sequences:
     "Tokens of several histories, not padded"
-    wrong = next((i for i, items in enumerate(histories) if isinstance(items, str)), None)
-    if wrong is not None:
-        raise ValueError(f"histories: number {wrong} is the text {histories[wrong]!r}; each must be a list of raw ids")
-    items = Ragged.from_lists(histories, dtype=object)
-    return Sequences(self.encode(items.values), items.offsets)
+    items = Ragged.from_lists([_check_text(items, f"history {row}") for row, items in enumerate(histories)], dtype=object)
+    return Sequences(self._look_up(items.values), items.offsets)
 
 # %% ../nbs/api/03_tokenizer.ipynb #8274c8b4
 @patch
