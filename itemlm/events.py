@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, zip_longest
@@ -50,7 +50,8 @@ def atomic_write(path: str | Path):  # the file to write
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a folder that could not be made
+            temporary.unlink(missing_ok=True)
 
 # %% ../nbs/api/00_events.ipynb #56556bdf
 @dataclass(frozen=True, eq=False)
