@@ -104,4 +104,4 @@ def test_other_tokenizers_are_refused(kind, tokenizer, tmp_path):
 
 def test_unwritable_folder(tokenizer, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError): tokenizer.save(tmp_path / "file")
+    with pytest.raises(OSError, match="cannot write"): tokenizer.save(tmp_path / "file")
