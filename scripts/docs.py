@@ -66,8 +66,17 @@ def with_static_outputs(nb: dict, up: str) -> dict:
             data["text/html"] = to_html(
                 fig, {"displaylogo": False, "responsive": True}, full_html=False, validate=False,
                 default_height="450px", include_plotlyjs=f"{up}site_libs/plotly.min.js")
-        if "outputs" in cell: cell["outputs"] = outputs
+        if "outputs" in cell: cell["outputs"] = joined(outputs)
     return nb
+
+
+def joined(outputs: list[dict]) -> list[dict]:
+    "Lines that were printed one after another, as one output."
+    out = []
+    for o in outputs:
+        if out and "name" in o and o["name"] == out[-1].get("name"): out[-1]["text"] = [*out[-1]["text"], *o["text"]]
+        else: out.append(o)
+    return out
 
 
 def loads_plotly(output: dict) -> bool:

@@ -15,11 +15,13 @@ def readme() -> str:
 
 
 def blocks(cell: dict) -> list[str]:
-    "The Markdown blocks of one cell; a cell marked `#| hide` has none."
+    "The Markdown blocks of one cell; `#| hide` leaves it out, `#| output: false` what it printed."
     source = "".join(cell["source"]).strip()
-    if re.match(r"#\|\s*hide\b", source) or not source: return []
     if cell["cell_type"] == "markdown": return [from_root(source)]
-    return [fence(source, "python"), *(fence(t) for o in cell.get("outputs", []) if (t := printed(o)))]
+    directives = re.findall(r"^#\| *(.+)", source, flags=re.M)
+    if "hide" in directives: return []
+    outputs = [] if "output: false" in directives else map(shown, cell["outputs"])
+    return [fence(re.sub(r"^#\|.*\n", "", source, flags=re.M), "python"), *filter(None, outputs)]
 
 
 def from_root(text: str) -> str:
@@ -27,9 +29,15 @@ def from_root(text: str) -> str:
     return re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", lambda m: f"]({posixpath.normpath('nbs/' + m[1])})", text)
 
 
-def printed(output: dict) -> str:
-    "An output as plain text."
-    return "".join(output.get("text") or output.get("data", {}).get("text/plain") or "").rstrip()
+def shown(output: dict) -> str:
+    "A table as HTML without its looks, anything else as plain text."
+    data = output.get("data", {})
+    table = "".join(data.get("text/html", ""))
+    if "<table" in table:
+        table = re.sub(r"<style.*?</style>|<!--.*?-->", "", table, flags=re.S)
+        return re.sub(r"\n\s*", "\n", re.sub(r' (style|class|border)="[^"]*"', "", table)).strip()
+    text = "".join(output.get("text") or data.get("text/plain", "")).rstrip()
+    return fence(text) if text else ""
 
 
 def fence(text: str, language: str = "") -> str:
