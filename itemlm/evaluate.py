@@ -103,7 +103,7 @@ def evaluate(
     parts: Split,
     part: str | tuple[str, ...] = "test",  # "test", "valid" or several
     ks: tuple[int, ...] = (5, 10, 20),
-    batch: int = 1024,  # users scored at once
+    batch: int = 512,  # users scored at once
     seed: int = 0,  # of the bootstrap
 ) -> Report:
     "Rank every user's target in the whole catalogue, with seen items left out and kept."
@@ -160,6 +160,11 @@ def _footer_of(report: Report) -> str:
         "small print: 95 % bootstrap interval over users",
     ]
     return "; ".join(facts)
+
+
+@patch
+def __repr__(self: Report) -> str:
+    return f"{self.to_frame().xs('mean', level=2).round(4).to_string()}\n{_footer_of(self)}"
 
 
 @patch

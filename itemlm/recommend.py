@@ -176,7 +176,7 @@ def encode(
 def batches(
     self: Recommender,
     sequences: Ragged,  # B histories of tokens
-    batch: int = 1024,  # users scored at once, fewer where the catalogue is large
+    batch: int = 512,  # users scored at once, fewer where the catalogue is large
 ) -> Iterator[tuple[np.ndarray, Tensor, Ragged]]:  # rows (b,), their scores (b, V), the columns each has seen
     "Score histories batch by batch, those of like length together."
     order = np.argsort(sequences.lengths, kind="stable")
@@ -201,7 +201,7 @@ def topk(
     histories: list[list[str]] | Ragged,  # B histories of raw ids, oldest first; or tokens
     k: int = 10,
     seen: str = "drop",  # leave out what is in the history, or "keep" it
-    batch: int = 1024,  # users scored at once, fewer where the catalogue is large
+    batch: int = 512,  # users scored at once, fewer where the catalogue is large
 ) -> tuple[np.ndarray, np.ndarray]:  # raw ids (B, k), best first; scores (B, k)
     'The k best items for each history; "" with a score of -inf where the seen filter leaves fewer than k.'
     sequences = histories if isinstance(histories, Ragged) else self.encode(histories)
@@ -216,7 +216,7 @@ def topk(
 # %% ../nbs/api/07_recommend.ipynb #5a063ed1
 @patch
 def titles(self: Recommender, ids: np.ndarray) -> np.ndarray:  # raw ids -> titles
-    "Titles of items; the raw id where there is none."
+    'Titles of items; "" where there is none.'
     return self.items["title"].fillna("").reindex(ids).to_numpy() if "title" in self.items else np.full(len(ids), "")
 
 
@@ -253,6 +253,14 @@ def recommend(
     return table if users is not None else table.drop(columns="user")
 
 # %% ../nbs/api/07_recommend.ipynb #d89c8cc1
+@patch
+def part_columns(self: Recommender, parts: Split, part: Part) -> tuple[Sequences, np.ndarray]:
+    "Histories of a part as tokens and its targets as columns, -1 for a target outside the vocabulary."
+    raw_ids = parts.events.items.index
+    targets = self.tokenizer.encode_codes(Ragged(part.targets, np.arange(len(part.targets) + 1)), raw_ids).values
+    return self.tokenizer.encode_codes(part.histories, raw_ids), np.maximum(targets - self.tokenizer.n_special, -1)
+
+# %% ../nbs/api/07_recommend.ipynb #85e0463d
 @dataclass(frozen=True, kw_only=True)
 class PartRanks(Ranks):
     "Ranks of a part's targets, and the columns at the top of each user's list."
@@ -267,7 +275,7 @@ def rank_part(
     part: str | Part = "valid",  # its name, or some of its users
     seen: tuple[str, ...] = SEEN,
     top_k: int = 0,  # also keep the top of each list; 0 = no
-    batch: int = 1024,  # users scored at once, fewer where the catalogue is large
+    batch: int = 512,  # users scored at once, fewer where the catalogue is large
 ) -> dict[str, PartRanks]:  # one for each value of `seen`, users in the part's order
     "Where the targets of a part stand in the whole catalogue; those outside the vocabulary are misses."
     _check_seen(seen)
@@ -285,14 +293,6 @@ def rank_part(
             if lists:
                 all_ranks.top[rows] = lists[rule][0]
     return found
-
-
-@patch
-def part_columns(self: Recommender, parts: Split, part: Part) -> tuple[Sequences, np.ndarray]:
-    "Histories of a part as tokens and its targets as columns, -1 for a target outside the vocabulary."
-    raw_ids = parts.events.items.index
-    targets = self.tokenizer.encode_codes(Ragged(part.targets, np.arange(len(part.targets) + 1)), raw_ids).values
-    return self.tokenizer.encode_codes(part.histories, raw_ids), np.maximum(targets - self.tokenizer.n_special, -1)
 
 # %% ../nbs/api/07_recommend.ipynb #43c5f983
 FORMAT = 1  # of the run folder; a folder with a higher number is for a newer itemlm
@@ -325,7 +325,7 @@ def _read_record(path: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it or choose another folder") from None
 
-
+# %% ../nbs/api/07_recommend.ipynb #3104de25
 @patch
 def save(
     self: Recommender,
