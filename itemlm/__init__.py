@@ -8,3 +8,6 @@ from itemlm.model import *  # noqa: F403
 from itemlm.loss import *  # noqa: F403
 from itemlm.recommend import *  # noqa: F403
 from itemlm.training import *  # noqa: F403
+from itemlm.evaluate import *  # noqa: F403
+from itemlm.baselines import *  # noqa: F403
+from itemlm.run import *  # noqa: F403

@@ -221,7 +221,7 @@ def start_from(
     directions: Tensor,  # (n_special + V, D) rows of length 1
 ) -> None:
     "Begin from these item directions instead of random ones."
-    self.embed_tokens.weight.copy_(directions * 0.02 * math.sqrt(self.config.width))
+    self.embed_tokens.weight.copy_(directions * 0.05 * math.sqrt(self.config.width))
 
 # %% ../nbs/api/05_model.ipynb #466c07e1
 def pad_right(

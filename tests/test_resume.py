@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 
 FIT = """
 import sys
+import numpy as np, pandas as pd, torch
 from itemlm import *
 from itemlm import training
-training.SAVE_EVERY = 0.2  # save inside epochs too
-parts = split(load_dataset("ml-latest-small"))
-fit(parts, tiny(epochs=4, batch=16), out_dir=sys.argv[1])
+torch.set_num_threads(1)
+training.SAVE_EVERY = 0.05  # save inside epochs too
+rng = np.random.default_rng(0)
+log = pd.DataFrame({"user": rng.integers(0, 300, 6000).astype(str), "item": (rng.zipf(1.3, 6000) % 200).astype(str)})
+fit(split(read_events(log, name="synthetic")), tiny(epochs=4, batch=8), out_dir=sys.argv[1])
 """
 
 
