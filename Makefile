@@ -1,3 +1,4 @@
+SHELL := bash -o pipefail
 BIN := .venv/bin
 PYTHON = $(firstword $(foreach p,python3.11 python3 python,$(if $(shell \
     $p -c "import sys; print('ok' * (sys.version_info >= (3, 11)))" 2>/dev/null),$p)))
@@ -11,8 +12,12 @@ env: .venv/.ready  ## build .venv (instant when it is there)
 
 train: env  ## train and report; DATASET=beauty, or a path; ARGS="-p epochs 5" for more parameters
 	@mkdir -p runs
-	$(BIN)/papermill nbs/train.ipynb runs/train$(addprefix -,$(basename $(notdir $(DATASET)))).ipynb \
-	    --log-output --no-progress-bar $(if $(DATASET),-p dataset "$(DATASET)") $(ARGS)
+	$(BIN)/papermill nbs/train.ipynb $(REPORT) --log-output --no-progress-bar \
+	    $(if $(DATASET),-p dataset "$(DATASET)") $(ARGS) 2>&1 | grep --line-buffered -vE "$(CHATTER)"
+	@echo "The report: $(REPORT)"
+
+REPORT  = runs/train$(addprefix -,$(basename $(notdir $(DATASET)))).ipynb
+CHATTER = ^(Executing|Ending|Input Notebook|Output Notebook|\[IPKernelApp\])|^ *$$
 
 test: env browser  ## run every notebook and every check
 	$(BIN)/python -m pytest $(ARGS)
