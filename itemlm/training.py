@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from .events import atomic_write
@@ -298,7 +298,7 @@ def save_progress(path: Path, progress: Progress, model: nn.Module, optimizer: t
     numbers = {name: value for name, value in vars(progress).items() if name != "best_weights"}
     tensors = {name: w.detach().contiguous().cpu() for name, w in tensors.items()}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"progress": json.dumps(numbers)})
+        temporary.write_bytes(serialized(tensors, {"progress": json.dumps(numbers)}))
 
 
 def load_progress(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:

@@ -11,7 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 FIT = """
-import sys
+import resource, sys
+if len(sys.argv) > 2:  # a full disk, as the operating system tells it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 import numpy as np, pandas as pd, torch
 from itemlm import *
 from itemlm import training
@@ -23,8 +25,10 @@ fit(split(read_events(log, name="synthetic")), tiny(epochs=4, batch=8), out_dir=
 """
 
 
-def start(folder: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", FIT, str(folder)], stdout=subprocess.PIPE, text=True)
+def start(folder: Path, *disk: str) -> subprocess.Popen:
+    "A process that fits into `folder`, with room for files of so many bytes."
+    command = [sys.executable, "-c", FIT, str(folder), *disk]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def results(folder: Path) -> tuple[list, dict]:
@@ -79,3 +83,26 @@ def test_killed_again_and_again(tmp_path, unbroken):
         kill_when(start(folder), lambda: rows(folder) >= n)
     assert start(folder).wait() == 0
     assert results(folder)[0] == unbroken[0]
+
+
+def test_full_disk(tmp_path, unbroken):
+    folder = tmp_path / "run"
+    kill_when(start(folder), lambda: rows(folder) >= 1)
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if ".tmp." not in p.name}
+    full = start(folder, "20000")
+    assert full.wait() == 1
+    last = full.stderr.read().strip().splitlines()[-1]
+    assert last.startswith("OSError") and "cannot write" in last and "resume.safetensors" in last, last
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert start(folder).wait() == 0
+    assert results(folder)[0] == unbroken[0]
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_folder_that_cannot_be_made(place, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    process = start(tmp_path / place)
+    assert process.wait() == 1
+    last = process.stderr.read().strip().splitlines()[-1]
+    assert "cannot write the run to" in last and "choose another out_dir" in last, last
+    assert (tmp_path / "file").read_text() == "in the way"
