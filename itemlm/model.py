@@ -48,7 +48,7 @@ class ItemLMConfig:
     width: int = 64  # D
     layers: int = 2
     heads: int = 2  # H, query heads
-    kv_heads: int = 1  # key and value heads, shared by groups of query heads (arXiv 2305.13245)
+    kv_heads: int = 2  # key and value heads; fewer than heads: each is shared by a group of query heads (arXiv 2305.13245)
     hidden: int = 168  # width inside the feed-forward
     max_len: int = 50  # the model reads at most the last max_len items
     dropout: float = 0.5  # after the embedding and after each half of a block

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
@@ -303,7 +303,11 @@ def save_progress(path: Path, progress: Progress, model: nn.Module, optimizer: t
 
 def load_progress(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     "Put weights and optimiser back as they were and return where the run stood."
-    with safe_open(path, "pt") as file:
+    try:
+        opened = safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the run starts anew") from error
+    with opened as file:
         progress = Progress(**json.loads(file.metadata()["progress"]))
         group = lambda prefix: {k[len(prefix) :]: file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: E731
         model.load_state_dict(group("model."))
@@ -360,11 +364,17 @@ def fit(
 ) -> Recommender:
     "Train an `ItemLM` on the training part, choose its weights on the validation part, and return it as a `Recommender`."
     config = config or small()
+    if max_minutes is not None and max_minutes <= 0:
+        raise ValueError(f"max_minutes={max_minutes} leaves no time to train; None means no limit")
+    if not len(parts.valid):
+        raise ValueError("no user has a validation target to choose the weights by: choose other cuts in split()")
     tokenizer = ItemTokenizer.from_split(parts)
     config = replace(config, model=replace(config.model, n_items=tokenizer.n_items, n_special=tokenizer.n_special))
     folder = out_dir and claim_run(out_dir, {"fit": asdict(config), "data": parts.events.fingerprint, "split": parts.protocol})
     if folder and (folder / "model.safetensors").exists() and not (folder / RESUME).exists():
-        return load(folder, device=device)  # finished before
+        if verbose:
+            print(f"{folder.name} is finished: opened, not trained again", flush=True)
+        return load(folder, device=device)
     run = Run(parts, tokenizer, config, resolve_device(device), folder, verbose)
     run.train(max_minutes)
     return run.finish()
@@ -377,7 +387,9 @@ SAVE_EVERY = 120  # seconds between saves inside a long epoch
 class Run:
     "One training run: the loop's state and what it writes."
 
-    def __init__(self, parts, tokenizer, config, device, folder, verbose):
+    def __init__(
+        self, parts: Split, tokenizer: ItemTokenizer, config: TrainingConfig, device: str, folder: Path | None, verbose: bool
+    ):
         self.parts, self.tokenizer, self.config, self.device = parts, tokenizer, config, device
         self.folder, self.verbose = folder, verbose
         sequences = tokenizer.encode_codes(parts.train, parts.events.items.index)
