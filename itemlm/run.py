@@ -113,6 +113,9 @@ def training_curves(
 class Html(str):
     "Text that notebooks show as HTML."
 
+    def __repr__(self) -> str:
+        return f"Html({len(self):,} characters)"
+
     def _repr_html_(self) -> str:
         return str(self)
 
