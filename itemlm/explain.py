@@ -6,6 +6,8 @@
 __all__ = ['items_read', 'effects', 'because', 'what_if', 'along', 'attention_weights']
 
 # %% ../nbs/api/12_explain.ipynb #3cfb55a5
+from contextlib import contextmanager
+
 import numpy as np
 import pandas as pd
 import torch
@@ -31,6 +33,17 @@ def items_read(
 ) -> list[str]:
     "The items of a history that the model reads: known ones, the last `max_len` of them."
     return [history[place] for place in _window(rec, history)[1]]
+
+# %% ../nbs/api/12_explain.ipynb #f1c1bc72
+@contextmanager
+def _one_thread():
+    "For a handful of short histories, threads cost more than they bring; on a busy machine thirty times more."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../nbs/api/12_explain.ipynb #516ec963
 def _without_each(tokens: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:  # histories, row of each token's removal (T,)
@@ -91,6 +104,7 @@ def _note(rows: np.ndarray) -> str:
     return _ONE_ITEM if rows.max() == 1 else ""
 
 
+@_one_thread()
 def effects(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
@@ -124,6 +138,7 @@ def _rank_of(
     return ranks
 
 # %% ../nbs/api/12_explain.ipynb #3bdd09bd
+@_one_thread()
 def because(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
@@ -151,6 +166,7 @@ def because(
     return table
 
 # %% ../nbs/api/12_explain.ipynb #161d27a1
+@_one_thread()
 def what_if(
     rec: Recommender,
     before: list[str],  # raw ids, oldest first
@@ -174,6 +190,7 @@ def what_if(
     })  # fmt: skip
 
 # %% ../nbs/api/12_explain.ipynb #687c1069
+@_one_thread()
 def along(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
