@@ -51,7 +51,7 @@ class ItemLMConfig:
     kv_heads: int = 2  # key and value heads; fewer than heads: each is shared by a group of query heads (arXiv 2305.13245)
     hidden: int = 168  # width inside the feed-forward
     max_len: int = 50  # the model reads at most the last max_len items
-    dropout: float = 0.5  # after the embedding and after each half of a block
+    dropout: float = 0.4  # after the embedding and after each half of a block
     position: str = "rope"  # rope | learned (counted back from the newest item, as SASRec does) | none
     norm: str = "rms"  # rms | layer
     feed_forward: str = "swiglu"  # swiglu | gelu
