@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
@@ -68,6 +69,8 @@ def server(place, *command, path="api/status"):
             try:
                 urllib.request.urlopen(f"{address}{path}?token={TOKEN}", timeout=60).read()
                 break
+            except urllib.error.HTTPError:
+                break  # an answer
             except OSError:
                 time.sleep(0.5)
         else:
