@@ -87,6 +87,7 @@ class Recommender:
     items: pd.DataFrame  # by raw id in token order: `title`, attributes, `count` (times in training)
     users: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=object))  # raw ids of known users
     histories: Ragged = field(default_factory=lambda: Sequences.from_lists([]))  # all that is known of each, in tokens
+    times: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # Unix seconds of each item in them, 0 = not known; or none
     data: dict = field(default_factory=dict)  # what it was trained on: name, fingerprint, counts, split
     log: list[dict] = field(default_factory=list)  # one row an epoch of training
 
@@ -98,6 +99,8 @@ class Recommender:
             raise ValueError("the item table is not in the tokenizer's order: use items.loc[tokenizer.items]")
         if len(self.users) != len(self.histories):
             raise ValueError(f"{len(self.users):,} users but {len(self.histories):,} histories: give one history a user")
+        if len(self.times) not in (0, len(self.histories.values)):
+            raise ValueError(f"{len(self.times):,} times for {len(self.histories.values):,} items of histories: give one each, or none")
 
     @property
     def n_items(self) -> int:
@@ -121,6 +124,7 @@ def from_split(
         items=events.items.assign(count=counts).loc[tokenizer.items],
         users=events.users,
         histories=tokenizer.encode_codes(events.sequences, events.items.index),
+        times=events.times if events.has_times else np.empty(0, np.int64),
         data=data | {"interactions": events.n_interactions, "split": parts.protocol.get("split")},
     )
 
@@ -357,8 +361,9 @@ def _write_files(self: Recommender, folder: Path, record: dict) -> None:
     with atomic_write(folder / "items.parquet") as path:
         self.items.to_parquet(path)
     with atomic_write(folder / "histories.parquet") as path:
-        lists = pa.LargeListArray.from_arrays(self.histories.offsets, np.asarray(self.histories.values, np.int32))
-        pq.write_table(pa.table({"user": pa.array(self.users, pa.string()), "items": lists}), path)
+        columns = {"items": np.asarray(self.histories.values, np.int32)} | ({"times": self.times} if len(self.times) else {})
+        lists = {name: pa.LargeListArray.from_arrays(self.histories.offsets, values) for name, values in columns.items()}
+        pq.write_table(pa.table({"user": pa.array(self.users, pa.string()), **lists}), path)
     if self.log:
         with atomic_write(folder / "log.jsonl") as path:
             path.write_text("".join(json.dumps(row) + "\n" for row in self.log))
@@ -432,6 +437,7 @@ def load(
         items=_read_table(folder / "items.parquet").to_pandas(),
         users=known["user"].to_numpy(),
         histories=Sequences(lists.values.to_numpy(), lists.offsets.to_numpy()),
+        times=known["times"].combine_chunks().values.to_numpy() if "times" in known.column_names else np.empty(0, np.int64),
         data=record["data"],
         log=[json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [],
     )
