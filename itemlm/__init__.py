@@ -2,6 +2,7 @@ __version__ = "0.1.0"
 
 from itemlm.events import *  # noqa: F403
 from itemlm.split import *  # noqa: F403
+from itemlm.doctor import *  # noqa: F403
 from itemlm.tokenizer import *  # noqa: F403
 from itemlm.metrics import *  # noqa: F403
 from itemlm.model import *  # noqa: F403
