@@ -336,6 +336,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'itemlm/recommend.py'),
                                   'itemlm.recommend.Recommender.__repr__': ( 'api/recommend.html#recommender.__repr__',
                                                                              'itemlm/recommend.py'),
+                                  'itemlm.recommend.Recommender._in_window': ( 'api/recommend.html#recommender._in_window',
+                                                                               'itemlm/recommend.py'),
                                   'itemlm.recommend.Recommender._repr_html_': ( 'api/recommend.html#recommender._repr_html_',
                                                                                 'itemlm/recommend.py'),
                                   'itemlm.recommend.Recommender._write_files': ( 'api/recommend.html#recommender._write_files',
