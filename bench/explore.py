@@ -49,7 +49,7 @@ def kernel(rec: Recommender):
     "What needs no browser."
     history = rec.tokenizer.items[5:105:10].tolist()
     because(rec, history)
-    page = map_figure(project(item_vectors(rec)), rec.items).to_html(include_plotlyjs=False)
+    page = map_figure(project(item_vectors(rec)), rec).to_html(include_plotlyjs=False)
     times = [milliseconds(lambda: because(rec, history)) for _ in range(50)]
     record("explore", {"whatif_kernel_ms": median(times), "map_mb": len(page.encode()) / 1e6}, NOTES)
 
