@@ -352,8 +352,8 @@ for (const cell of this.tHead.rows[0].cells) cell.removeAttribute('aria-sort');
 head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
 body.append(...[...body.rows].sort(order));
 """
-_LEFT = "text-align:left;vertical-align:top;padding:2px 10px"
-_RIGHT = "text-align:right;vertical-align:top;padding:2px 10px;white-space:nowrap;font-variant-numeric:tabular-nums"
+_LEFT = "text-align:left;vertical-align:top;padding:2px 8px"
+_RIGHT = "text-align:right;vertical-align:top;padding:2px 8px;white-space:nowrap;font-variant-numeric:tabular-nums"
 
 
 def runs_html(
@@ -364,7 +364,8 @@ def runs_html(
         return Html("<p>There is no run here yet.</p>")
     head = "".join(f"<th style='{style}'><button type=button>{name}</button></th>" for name, style, _ in _RUN_COLUMNS)
     body = "".join("<tr>" + "".join(_run_cell(run, *column[1:]) for column in _RUN_COLUMNS) + "</tr>" for run in runs.to_dict("records"))
-    return Html(f'<table class="runs" onclick="{html.escape(_SORT)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+    table = f'<table class="runs" style="font-size:90%" onclick="{html.escape(_SORT)}">'
+    return Html(f"{table}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def _run_cell(run: dict, style: str, shown) -> str:
@@ -519,7 +520,8 @@ def metric_table(
     rows = {}
     for seen in (seen for part, seen in _rules(first) if part == "test" and ("test", seen) in _rules(second)):
         metrics = [report.row("test", seen)["metrics"] for report in (first, second)]
-        for name in (name for name in metrics[0] if name in metrics[1] and name.split("@")[0] in _FAMILIES):
+        families = _FAMILIES if seen == "drop" else SHOWN[0]  # the lists that are shown to users are those without seen items
+        for name in (name for name in metrics[0] if name in metrics[1] and name.split("@")[0] in families):
             rows[seen, name] = _beside(names, metrics[0][name], metrics[1][name], _difference(first, second, name, seen))
     return _framed(rows, names, ["seen", "metric"])
 
@@ -680,7 +682,8 @@ def compare_runs(
         empty = {"metrics": _framed({}, names, ["seen", "metric"]), "slices": _framed({}, names, ["slice", "group"])}
         return RunComparison(**always, **empty, refused=refused, users=pd.DataFrame(columns=["first", "second", "gain"]), ranks=None)
     reports, users = tuple(read_report(run.folder) for run in runs), moved_users(*runs)
-    slices = [length_slices(runs[0].folder, reports, names), report_slices(reports, names).drop("history length", errors="ignore")]
+    told = report_slices(reports, names)
+    slices = [length_slices(runs[0].folder, reports, names), told[told.index.get_level_values("slice") != "history length"]]
     return RunComparison(**always, refused="", metrics=metric_table(*reports, names), slices=pd.concat([t for t in slices if len(t)]),
                          users=users, ranks=rank_map(users, names))  # fmt: skip
 
@@ -717,10 +720,11 @@ def table_html(
 def figure_html(
     figure: go.Figure,
     title: str,  # for those who do not see it
+    width: str = "100%",
 ) -> str:
     "A plotly figure in a frame of its own; its script comes from plotly's address."
     page = figure.to_html(include_plotlyjs="cdn", config={"displaylogo": False, "responsive": True})
-    style = f"border:0;width:100%;height:{figure.layout.height + 20}px;color-scheme:normal"
+    style = f"border:0;width:100%;max-width:{width};height:{figure.layout.height + 20}px;color-scheme:normal"
     return f'<iframe title="{html.escape(title)}" style="{style}" srcdoc="{html.escape(page)}"></iframe>'
 
 
@@ -789,5 +793,5 @@ def _repr_html_(self: RunComparison) -> str:
     if self.curves:
         page = {"What was set": page.pop("What was set"), "Learning curves": figure_html(self.curves, f"Learning curves of {names}")} | page
     if self.ranks:
-        page["Users won and lost"] += figure_html(self.ranks, f"Users by the rank of their hidden item in {names}")
+        page["Users won and lost"] += figure_html(self.ranks, f"Users by the rank of their hidden item in {names}", "720px")
     return "".join(f"<h4>{head}</h4>{body}" for head, body in page.items())
