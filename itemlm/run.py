@@ -352,8 +352,8 @@ for (const cell of this.tHead.rows[0].cells) cell.removeAttribute('aria-sort');
 head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
 body.append(...[...body.rows].sort(order));
 """
-_LEFT = "text-align:left;vertical-align:top;padding:2px 8px"
-_RIGHT = "text-align:right;vertical-align:top;padding:2px 8px;white-space:nowrap;font-variant-numeric:tabular-nums"
+_LEFT = "text-align:left;vertical-align:top;padding:2px 6px"
+_RIGHT = "text-align:right;vertical-align:top;padding:2px 6px;white-space:nowrap;font-variant-numeric:tabular-nums"
 
 
 def runs_html(
@@ -609,13 +609,13 @@ def rank_map(
     np.add.at(counts, tuple(np.searchsorted(shown, places[::-1])), 1)
     border, side = (shown <= _PLACES.index(10)).sum() - 0.5, len(shown) - 0.5
     axis = dict(tickvals=list(range(len(shown))), ticktext=[_place_name(place) for place in shown], showgrid=False)
-    x, y = dict(title=f"rank in {names[0]}", range=[-0.5, side]), dict(title=f"rank in {names[1]}", range=[side, -0.5])
+    x, y = dict(title=f"rank in {names[0]}", range=[-0.5, side]), dict(title=dict(text=f"rank in {names[1]}", standoff=15), range=[side, -0.5])
     figure = go.Figure(layout=_light(axis | x, axis | y, height=460))
     filled = counts > 0
     figure.add_heatmap(z=np.where(filled, np.log1p(counts), np.nan), text=np.where(filled, counts.astype(int).astype(str), ""),
                        texttemplate="%{text}", hovertemplate="%{text} users<extra></extra>", hoverongaps=False, colorscale="Blues",
                        showscale=False, xgap=1, ygap=1)  # fmt: skip
-    figure.add_shape(type="line", x0=-0.5, y0=-0.5, x1=side, y1=side, line=dict(color="#777777", dash="dot"))
+    figure.add_shape(type="line", x0=-0.5, y0=-0.5, x1=side, y1=side, opacity=0.5, line=dict(color="#777777", dash="dot"))
     for line in (dict(x0=border, x1=border, y0=-0.5, y1=side), dict(x0=-0.5, x1=side, y0=border, y1=border)):
         figure.add_shape(type="line", **line, line=dict(color="#D55E00", width=2))
     return figure
