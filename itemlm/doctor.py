@@ -145,15 +145,14 @@ def _again(facts: _Facts) -> tuple[np.ndarray, np.ndarray]:
     "Which interactions come after another of the same user and item (N,), and which of these have its time too (N,)"
     events = facts.events
     pairs = facts.rows * events.n_items + events.sequences.values
-    sorted_pairs = np.sort(pairs)
-    repeated = np.unique(sorted_pairs[1:][sorted_pairs[1:] == sorted_pairs[:-1]])
+    order = np.argsort(pairs, kind="stable")  # the first of equal ones stays the first
+    same = np.diff(pairs[order]) == 0
     again, twice = np.zeros((2, events.n_interactions), bool)
-    if not len(repeated): return again, twice
-    places = np.flatnonzero(np.isin(pairs, repeated))
-    for key, mask in (((pairs[places],), again), ((events.times[places], pairs[places]), twice)):
-        order = np.lexsort(key)  # stable: the first of equal ones stays the first
-        same = np.logical_and.reduce([one[order][1:] == one[order][:-1] for one in key])
-        mask[places[order][1:][same]] = True
+    again[order[1:][same]] = True
+    places = order[np.append(False, same) | np.append(same, False)]  # of all that stand several times
+    order = np.lexsort((events.times[places], pairs[places]))
+    same = (np.diff(pairs[places][order]) == 0) & (np.diff(events.times[places][order]) == 0)
+    twice[places[order][1:][same]] = True
     return again, twice & (events.times != 0)
 
 def _repeats(facts: _Facts) -> list[Finding]:

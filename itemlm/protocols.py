@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 
 from .events import Ragged
@@ -146,14 +147,28 @@ class Protocols:
         differ = (named != first[names]).sum(axis=1)  # sampled candidates are unseen ones: that is not a second change
         return self.table[(differ == 1) | (differ == 0) & (self.table.leaked == first.leaked)]
 
+    def _named(self, row: pd.Series) -> str:
+        "What a row changes"
+        first = self.table.iloc[0]
+        changed = [axis for axis in AXES if row[axis] != first[axis] and row[axis] != "never drawn"]
+        return ", ".join(f"{axis.replace('_', ' ')}: {row[axis]}" for axis in changed) or "the protocol to report"
+
+    def figure(self, metric: str = "ndcg@10") -> go.Figure:
+        "A metric under each protocol that changes one thing, with its interval; the dotted line is the one to report"
+        shown = self.changes()[::-1]  # plots count from below
+        value, lo, hi = (shown[name] for name in (metric, f"{metric} lo", f"{metric} hi"))
+        dots = go.Scatter(x=value, y=[self._named(row) for _, row in shown.iterrows()], mode="markers",
+                          error_x=dict(array=hi - value, arrayminus=value - lo), marker_size=9)
+        figure = go.Figure(dots).add_vline(x=value.iloc[-1], line_dash="dot", line_color="grey")
+        return figure.update_layout(template="plotly_white", height=60 + 30 * len(shown), xaxis=dict(title=metric, rangemode="tozero"),
+                                    yaxis=dict(automargin=True), margin=dict(l=10, r=10, t=10, b=40))
+
     def _lines(self) -> list[list[str]]:
-        first, lines = self.table.iloc[0], []
+        lines = []
         for number, row in self.changes().iterrows():
-            changed = ", ".join(f"{axis.replace('_', ' ')}: {row[axis]}" for axis in AXES
-                                if row[axis] != first[axis] and row[axis] != "never drawn")
             cells = [f"{row[name]:.4f}\n{row[f'{name} lo']:.4f}–{row[f'{name} hi']:.4f}" for name in METRICS]
             same = f"{row['ndcg@10 first row, same users']:.4f}" if number else ""
-            lines.append([changed or "the protocol to report", f"{row['users']:,}", *cells, same])
+            lines.append([self._named(row), f"{row['users']:,}", *cells, same])
         return lines
 
     def _footer(self) -> str:

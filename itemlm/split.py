@@ -76,7 +76,7 @@ def _part(name: str, events: Events, rows: np.ndarray, cut: np.ndarray) -> Part:
 def _split(events: Events, train: np.ndarray, valid: Part, test: Part, protocol: dict) -> Split:
     "Train on the first `train` items of each user, and count who is in which part"
     rows = np.flatnonzero(train)
-    known = events.sequences.head(train).take(rows)
+    known = events.sequences._cut(events.sequences.offsets[rows], train[rows])
     order = {"data_ties": events.provenance["ties"]} if "ties" in events.provenance else {}
     protocol = {**protocol, **order, "train_users": len(rows)}
     learnt = np.bincount(known.values, minlength=events.n_items) > 0
