@@ -432,9 +432,13 @@ def settings_of(
 def different_settings(first: RunRecord, second: RunRecord, names: tuple[str, str]) -> pd.DataFrame:
     "Settings in which two runs differ; empty where a run has no such setting."
     theirs = [settings_of(run.record) for run in (first, second)]
-    if "format" not in first.record or "format" not in second.record:  # a run in training has not said yet
-        theirs = [{key: value for key, value in one.items() if key != "class" and not key.startswith("versions.")} for one in theirs]
-    keys = [key for key in theirs[0] | theirs[1] if theirs[0].get(key, "") != theirs[1].get(key, "")]
+    unsaid = set()  # what a run in training has not said yet, and a run without the notebook never says
+    for record in (first.record, second.record):
+        if "format" not in record:
+            unsaid |= {key for one in theirs for key in one if key == "class" or key.startswith("versions.")}
+        if "params" not in record.get("identity", {}):
+            unsaid |= {"dataset", "model", "preset", "protocol"}
+    keys = [key for key in theirs[0] | theirs[1] if key not in unsaid and theirs[0].get(key, "") != theirs[1].get(key, "")]
     return pd.DataFrame([[one.get(key, "") for one in theirs] for key in keys], pd.Index(keys, name="setting"), names, dtype=object)
 
 # %% ../nbs/api/13_run.ipynb #d5a549a8
@@ -609,7 +613,8 @@ def rank_map(
     np.add.at(counts, tuple(np.searchsorted(shown, places[::-1])), 1)
     border, side = (shown <= _PLACES.index(10)).sum() - 0.5, len(shown) - 0.5
     axis = dict(tickvals=list(range(len(shown))), ticktext=[_place_name(place) for place in shown], showgrid=False)
-    x, y = dict(title=f"rank in {names[0]}", range=[-0.5, side]), dict(title=dict(text=f"rank in {names[1]}", standoff=15), range=[side, -0.5])
+    x = dict(title=f"rank in {names[0]}", range=[-0.5, side])
+    y = dict(title=dict(text=f"rank in {names[1]}", standoff=15), range=[side, -0.5])
     figure = go.Figure(layout=_light(axis | x, axis | y, height=460))
     filled = counts > 0
     figure.add_heatmap(z=np.where(filled, np.log1p(counts), np.nan), text=np.where(filled, counts.astype(int).astype(str), ""),

@@ -158,9 +158,15 @@ def test_names_are_shown_as_text(runs):
 # ---- two runs
 
 
-def test_settings_that_differ(both, trained):
+def test_settings_that_differ(both, trained, runs):
     assert both.names == ("first", "second") and set(both.parameters.index) == {"seed", "epochs"}
     assert both.parameters.loc["epochs"].tolist() == [1, 2]
+    stated = {"dataset": "ml-latest-small", "model": "item_lm", "preset": "tiny", "protocol": "leave_one_out", "seed": 0}
+    record = json.loads((runs / "first/run.json").read_text())
+    (runs / "first/run.json").write_text(json.dumps(record | {"identity": record["identity"] | {"params": stated}}))
+    assert set(compare_runs(runs / "first", runs / "second").parameters.index) == {"seed", "epochs"}  # the other states no more
+    (runs / "second/run.json").write_text(json.dumps(record | {"identity": record["identity"] | {"params": stated | {"preset": "small"}}}))
+    assert set(compare_runs(runs / "first", runs / "second").parameters.index) == {"preset"}
     other = compare_runs(trained / "first", trained / "popularity")
     assert other.parameters.loc["class"].tolist() == ["itemlm.model:ItemLM", "itemlm.baselines:Popularity"]
 
