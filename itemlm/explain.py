@@ -197,12 +197,14 @@ def along(
     k: int = 10,
     items: list[str] | None = None,  # follow these instead of the k best
     seen: str = "drop",  # leave out of each list what was in the history by then, or "keep" it
+    last: int | None = None,  # only after these many newest items; None = from the beginning
 ) -> pd.DataFrame:  # step (0 = nothing read), read, read_title, rank, item, title, score
     "The list, or the places of some items, after each step of a history."
     _window(rec, history)
     tokens = rec.tokenizer.encode(history)
-    steps = Sequences.from_lists([tokens[:step] for step in range(len(tokens) + 1)])
-    taken = [history[:step] if seen == "drop" else [] for step in range(len(steps))]
+    first = 0 if last is None else max(0, len(tokens) + 1 - last)
+    steps = Sequences.from_lists([tokens[:step] for step in range(first, len(tokens) + 1)])
+    taken = [history[:step] if seen == "drop" else [] for step in range(first, len(tokens) + 1)]
     if items is None:
         ids, values = rec.topk(steps, min(k, rec.n_items), seen)
         ranks = np.where(ids == "", 0, np.arange(1, ids.shape[1] + 1))
@@ -211,11 +213,11 @@ def along(
         ids, values = np.tile(np.array(items, dtype=object), (len(steps), 1)), scores[:, columns].cpu().numpy()
         ranks = _rank_of(rec, scores, columns, taken)
     step, place = np.nonzero(np.ones_like(ranks) if items else ranks > 0)
-    read = np.array(["", *history], dtype=object)[step]
+    read = np.array(["", *history], dtype=object)[step + first]
     rank = pd.array(ranks[step, place], dtype="Int64")
     rank[rank == 0] = pd.NA
     found = ids[step, place]
-    return pd.DataFrame({"step": step, "read": read, "read_title": _names(rec, read), "rank": rank, "item": found,
+    return pd.DataFrame({"step": step + first, "read": read, "read_title": _names(rec, read), "rank": rank, "item": found,
                          "title": _names(rec, found), "score": values[step, place]})  # fmt: skip
 
 # %% ../nbs/api/12_explain.ipynb #e102f867
