@@ -503,8 +503,9 @@ def _differences(conditions: dict[str, dict[str, str]]) -> dict[str, dict[str, s
 def _check_alike(conditions: dict[str, dict[str, str]], advice: str) -> None:
     "Refuse results that were not measured alike, naming the difference."
     if found := _differences(conditions):
-        lines = "; ".join(f"{key}: " + ", ".join(f"{v} ({name})" for name, v in of.items()) for key, of in found.items())
-        raise ValueError(f"these results were not measured alike: {lines}. {advice}")
+        lines = [f"{key}: " + ", ".join(f"{v} ({', '.join(n for n in of if of[n] == v)})" for v in dict.fromkeys(of.values()))
+                 for key, of in found.items()]  # fmt: skip
+        raise ValueError(f"these results were not measured alike: {'; '.join(lines)}. {advice}")
 
 # %% ../nbs/api/09_evaluate.ipynb #b0db8b49
 def _seed_values(
@@ -515,7 +516,8 @@ def _seed_values(
     seen: str,
 ) -> dict[str, pd.DataFrame]:  # metric -> (U, seeds), by user
     "Each user's values for every seed of a model."
-    _check_alike({f"seed {r.seed}": _conditions(r, part, seen) for r in reports}, f"All reports of {name!r} must be of one kind")
+    conditions = {f"report {n}": _conditions(r, part, seen) for n, r in enumerate(reports, 1)}
+    _check_alike(conditions, f"All reports of {name!r} must be of one kind")
     tables = {metric: [r.user_values(metric, part, seen) for r in reports] for metric in metrics}
     for seed in tables[metrics[0]][1:]:
         _check_users({name: tables[metrics[0]][0].index, f"{name}, another seed": seed.index})
@@ -672,7 +674,7 @@ def _compared(runs: dict[str, list[Report]], conditions: dict[str, str], baselin
     family = f"{tests} tests, {'each model against ' + baseline if baseline else 'all pairs'} on every metric"
     seeds = ["values of a user averaged over seeds; in brackets the lowest and highest seed"] if max(map(len, runs.values())) > 1 else []
     return "; ".join([conditions["data"], *how, f"{int(conditions['users']):,} users", "small print: 95 % bootstrap interval over users",
-                      *seeds, f"p: two-sided paired permutation test over users, Holm-corrected ({family}); ▲ ▼ by the same test"])  # fmt: skip
+                      *seeds, f"p: two-sided paired permutation test, Holm-corrected ({family}); ▲ ▼ by the same test"])  # fmt: skip
 
 # %% ../nbs/api/09_evaluate.ipynb #6dccb215
 @patch

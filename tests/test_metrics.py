@@ -1,13 +1,31 @@
-"""What metrics cost, and that they say the same on every device."""
+"""What metrics cost, that they say the same on every device, and the same as another library."""
 
 import tracemalloc
+from itertools import permutations
 
+import ir_measures
 import numpy as np
 import pytest
 import torch
+from ir_measures import AP, RR, P, R, Success, nDCG
 
-from itemlm.events import Ragged
-from itemlm.metrics import bootstrap_interval, target_ranks
+from itemlm.events import Ragged, load_dataset
+from itemlm.metrics import (
+    Ranks,
+    average_precision,
+    bootstrap_interval,
+    calibration,
+    holm,
+    intra_list_diversity,
+    mrr,
+    ndcg,
+    paired_difference,
+    precision,
+    recall,
+    target_ranks,
+)
+from itemlm.split import split
+from itemlm.training import fit, tiny
 
 
 @pytest.fixture
@@ -41,6 +59,11 @@ def test_bootstrap_memory_is_bounded(peak_mb, n_users):
     assert peak_mb(lambda: bootstrap_interval(values, resamples=20)) < 60
 
 
+def test_a_million_users_are_compared_in_little_memory(peak_mb):
+    a, b = np.random.default_rng(0).random((2, 1_000_000))
+    assert peak_mb(lambda: paired_difference(a, b, resamples=500)) < 100  # a dozen numbers a user, none a user and resample
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_ranks_on_cuda(dtype):
@@ -49,3 +72,112 @@ def test_same_ranks_on_cuda(dtype):
     here, there = target_ranks(scores, targets, seen), target_ranks(scores.cuda(), targets, seen)
     np.testing.assert_array_equal(here.greater, there.greater)
     np.testing.assert_array_equal(here.ties, there.ties)
+
+
+# Another library: ir-measures, which asks trec_eval.
+PAIRS = [(nDCG @ k, lambda r, k=k: ndcg(r, k)) for k in (5, 10, 20)]
+PAIRS += [(R @ k, lambda r, k=k: recall(r, k)) for k in (5, 10, 20)]
+PAIRS += [(Success @ 10, lambda r: recall(r, 10)), (P @ 10, lambda r: precision(r, 10)), (AP @ 10, lambda r: average_precision(r, 10))]
+PAIRS += [(RR, mrr), (AP, average_precision)]
+
+
+def theirs(scores: np.ndarray, targets: np.ndarray, seen: list) -> dict:
+    "measure -> values of all users, by ir-measures."
+    users = range(len(scores))
+    run = {str(u): {str(c): float(s) for c, s in enumerate(scores[u]) if c not in seen[u]} for u in users}
+    judged = {str(u): {str(targets[u]): 1} for u in users}
+    found = {measure: np.full(len(scores), np.nan) for measure, _ in PAIRS}
+    for m in ir_measures.iter_calc(list(found), judged, run):
+        found[m.measure][int(m.query_id)] = m.value
+    return found
+
+
+def assert_agree(scores: np.ndarray, targets: np.ndarray, seen: list):
+    ranks = target_ranks(torch.as_tensor(scores), targets, Ragged.from_lists(seen))
+    for measure, values in theirs(scores, targets, [set(row) for row in seen]).items():
+        ours = dict(PAIRS)[measure](ranks)
+        np.testing.assert_allclose(ours, values, atol=1e-6, err_msg=str(measure))
+
+
+def test_metrics_agree_with_ir_measures_on_random_rankings():
+    rng = np.random.default_rng(0)
+    scores = rng.permuted(np.tile(np.arange(400, dtype=np.float32), (100, 1)), axis=1)  # no ties
+    targets = np.where(rng.random(100) < .5, scores.argsort(1)[:, -rng.integers(1, 30)], rng.integers(0, 400, 100))  # half near the top
+    seen = [rng.choice(400, n).tolist() for n in rng.integers(0, 50, 100)]  # some of them hold the target
+    assert_agree(scores, targets, seen)
+
+
+def test_metrics_agree_with_ir_measures_on_real_rankings():
+    parts = split(load_dataset("ml-latest-small"))
+    rec = fit(parts, tiny(epochs=1), verbose=False)
+    histories, targets = rec.part_columns(parts, parts.test)
+    rows = np.flatnonzero(targets >= 0)[:80]
+    scores = rec.scores(histories.take(rows)).numpy()
+    scores = scores.argsort(1).argsort(1).astype(np.float32)  # the model's ranking, its few ties broken for both
+    seen = [(histories[row][histories[row] >= rec.tokenizer.n_special] - rec.tokenizer.n_special).tolist() for row in rows]
+    assert_agree(scores, targets[rows], seen)
+
+
+def test_ties_are_the_mean_of_ir_measures_over_every_order():
+    scores, target = np.array([.9, .5, .5, .5, .5, .1]), 2
+    ranks = target_ranks(torch.as_tensor(scores)[None], [target])
+    orders = np.array([scores - .01 * np.append(np.append(0, order), 0) for order in permutations(range(4))])
+    for measure, values in theirs(orders, np.full(len(orders), target), [set()] * len(orders)).items():
+        np.testing.assert_allclose(dict(PAIRS)[measure](ranks), values.mean(), atol=1e-6, err_msg=str(measure))
+
+
+# Statistics
+@pytest.mark.parametrize("draw", [
+    lambda rng: rng.normal(size=200),
+    lambda rng: ndcg(Ranks(greater=rng.geometric(.1, 300) - 1, ties=np.zeros(300, int)), 10),
+], ids=["continuous", "ndcg@10"])
+def test_p_values_are_uniform_where_there_is_no_difference(draw):
+    rng, n = np.random.default_rng(0), 400
+    p = np.sort([paired_difference(draw(rng), draw(rng), resamples=999).p for _ in range(n)])
+    distance = np.abs(p - np.arange(1, n + 1) / n).max()  # Kolmogorov and Smirnov's
+    assert distance < 1.63 / np.sqrt(n)  # its 1 % point
+
+
+def test_rare_hits_are_not_called_a_difference_too_often():
+    rng, n = np.random.default_rng(1), 400
+    p = np.array([paired_difference(rng.random(500) < .02, rng.random(500) < .02, resamples=999).p for _ in range(n)])
+    for level in (.01, .05, .2):
+        assert (p <= level).mean() <= level + 2.6 * np.sqrt(level * (1 - level) / n)
+
+
+def test_a_p_value_is_never_zero_and_depends_on_no_order():
+    rng = np.random.default_rng(0)
+    a = rng.random(500)
+    sure = paired_difference(a + 1, a)
+    assert sure.p == 1 / 10_001 and sure.lo > .99
+    b, order = rng.random(500), rng.permutation(500)
+    once, again = paired_difference(a, b), paired_difference(a[order], b[order])
+    assert once.p == again.p and np.allclose([once.lo, once.hi, once.mean], [again.lo, again.hi, again.mean], rtol=1e-12)
+
+
+def test_the_interval_of_a_difference_covers_the_truth():
+    rng = np.random.default_rng(0)
+    found = [paired_difference(rng.exponential(size=150) + .3, rng.exponential(size=150), resamples=500) for _ in range(300)]
+    assert .91 < np.mean([f.lo <= .3 <= f.hi for f in found]) < .985
+
+
+def test_holm_on_a_textbook_example():
+    "The fifteen p-values of Benjamini and Hochberg (1995): three of them stand."
+    p = np.array([.0001, .0004, .0019, .0095, .0201, .0278, .0298, .0344, .0459, .3240, .4262, .5719, .6528, .7590, 1.])
+    adjusted = holm(p)
+    np.testing.assert_allclose(adjusted[:5], [.0015, .0056, .0247, .1140, .2211], atol=1e-12)
+    assert (adjusted < .05).sum() == 3 and (np.diff(adjusted) >= 0).all() and adjusted[-1] == 1
+    order = np.random.default_rng(0).permutation(15)
+    np.testing.assert_array_equal(holm(p[order]), adjusted[order])
+
+
+# Lists
+def test_renaming_items_changes_no_list_metric():
+    rng = np.random.default_rng(0)
+    kinds = [rng.choice(6, n, replace=False) for n in rng.integers(0, 4, 40)]
+    top, past = rng.integers(-1, 40, (50, 5)), [rng.integers(-1, 40, n) for n in rng.integers(0, 9, 50)]
+    new = np.append(rng.permutation(40), -1)  # -1 stays
+    renamed = Ragged.from_lists([kinds[old] for old in new[:-1].argsort()])
+    for metric in (lambda t, h, a: intra_list_diversity(t, a), calibration):
+        before = metric(top, Ragged.from_lists(past), Ragged.from_lists(kinds))
+        np.testing.assert_allclose(metric(new[top], Ragged.from_lists([new[row] for row in past]), renamed), before, atol=1e-12)
