@@ -11,6 +11,7 @@ from itemlm.recommend import *  # noqa: F403
 from itemlm.training import *  # noqa: F403
 from itemlm.evaluate import *  # noqa: F403
 from itemlm.baselines import *  # noqa: F403
+from itemlm.text import *  # noqa: F403
 from itemlm.explain import *  # noqa: F403
 from itemlm.run import *  # noqa: F403
 from itemlm.explore import *  # noqa: F403

@@ -1,0 +1,298 @@
+"Text models as whole recommenders: through a folder and back, interrupted and resumed, and with what item tables can do to them."
+
+import importlib.util
+import json
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+
+from itemlm import training
+from itemlm.baselines import fit_popularity
+from itemlm.events import load_dataset, read_events
+from itemlm.recommend import load
+from itemlm.split import split
+from itemlm.text import (
+    MINILM,
+    ItemLLMConfig,
+    ItemTextConfig,
+    cold_table,
+    find_checkpoint,
+    fit_content_knn,
+    hierarchy,
+    item_plus_text,
+    item_texts,
+    text_vectors,
+    withheld,
+    withhold_items,
+)
+from itemlm.tokenizer import Sequences
+from itemlm.training import fit, tiny
+
+minilm = pytest.mark.skipif(not importlib.util.find_spec(MINILM), reason="MiniLM is not installed: pip install itemlm[text]")
+SCRATCH = ItemLLMConfig(checkpoint="", trainable=True, pooling="last", vocabulary=400, width=16, layers=1, encode=32)
+WORDS = np.array("red green blue soft hard sweet bitter old new warm cold small large quick slow loud".split())
+
+
+def toy_events(n_items: int = 60, seed: int = 0):
+    "Users who walk through items of one kind; the title names the kind."
+    rng = np.random.default_rng(seed)
+    items = pd.DataFrame({"item": [f"i{n}" for n in range(n_items)],
+                          "title": [" ".join([WORDS[n % 6], *rng.choice(WORDS, 3), str(n)]) for n in range(n_items)]})  # fmt: skip
+    log = [(f"u{u}", f"i{(u % 6) + 6 * int(step)}") for u in range(80) for step in rng.permutation(n_items // 6)[:7]]
+    return read_events(pd.DataFrame(log, columns=["user", "item"]), items=items, name="toy")
+
+
+def quick(config, text: ItemLLMConfig = SCRATCH, **changes):
+    model = replace(config.model, width=16, layers=1, hidden=40, max_len=10, dropout=0.1, text=text, adapter=min(config.model.adapter, 8))
+    return replace(tiny(), model=model, **{"epochs": 2, "batch": 32} | changes)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return split(toy_events())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    "A checkpoint as save_pretrained writes it: a BERT of random weights and a BPE tokenizer."
+    transformers = pytest.importorskip("transformers")
+    from itemlm.text import learn_subwords
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=400, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+    transformers.BertModel(config).save_pretrained(folder)
+    learn_subwords(WORDS, 400).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def workspace_in(tmp_path, monkeypatch):
+    "A cache of its own."
+    (tmp_path / "settings.ini").write_text("[workspace]\ncache = cache\n")
+    monkeypatch.chdir(tmp_path)
+
+
+def fixed(checkpoint, **changes) -> ItemLLMConfig:
+    return ItemLLMConfig(**{"checkpoint": str(checkpoint), "keep": 8} | changes)
+
+
+def configs(checkpoint) -> dict:
+    return {
+        "fixed": quick(hierarchy(), fixed(checkpoint)),
+        "raw and last": quick(hierarchy(), fixed(checkpoint, whiten=False, pooling="last")),
+        "random weights": quick(hierarchy(), fixed(checkpoint, pretrained=False)),
+        "from scratch": quick(hierarchy()),
+        "fine-tuned": quick(hierarchy(), ItemLLMConfig(checkpoint=str(checkpoint), trainable=True, encode=16)),
+        "sum": quick(item_plus_text(), fixed(checkpoint)),
+        "gated": quick(item_plus_text(combine="gated"), fixed(checkpoint)),
+        "concat": quick(item_plus_text(combine="concat"), fixed(checkpoint)),
+        "start": quick(item_plus_text(combine="start"), fixed(checkpoint)),
+        "sum, from scratch": quick(item_plus_text()),
+    }
+
+
+NAMES = ["fixed", "raw and last", "random weights", "from scratch", "fine-tuned", "sum", "gated", "concat", "start", "sum, from scratch"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_and_new_items(name, parts, checkpoint, tmp_path):
+    rec = fit(parts, configs(checkpoint)[name], verbose=False)
+    rec.save(tmp_path / "run")
+    again = load(tmp_path / "run", device="cpu")
+    histories = rec.encode([["i1", "i2"], ["i3"], ["i4", "i5", "i6", "i7"]])
+    scores = rec.scores(histories)
+    assert torch.equal(again.scores(histories), scores), "what was saved scores as it did"
+    more = again.add_items(pd.DataFrame({"title": ["red warm thing", "blue cold thing"]}, index=["new 1", "new 2"]))
+    torch.testing.assert_close(more.scores(histories)[:, :-2], scores, rtol=0, atol=1e-4)
+    more.save(tmp_path / "more")
+    assert torch.equal(load(tmp_path / "more", device="cpu").scores(histories), more.scores(histories))
+    assert {"new 1", "new 2"} <= set(more.recommend(items=["i1"], k=more.n_items - 1)["item"]), "new items are recommended"
+    assert again.n_items == rec.n_items, "the old recommender is what it was"
+
+
+@pytest.mark.parametrize("name", ["from scratch", "sum, from scratch", "gated", "fixed"])
+def test_resumed_equals_unbroken(name, parts, checkpoint, tmp_path, monkeypatch):
+    config, step = configs(checkpoint)[name], training.Run.step
+    whole = fit(parts, config, out_dir=tmp_path / "whole", device="cpu", verbose=False)
+
+    def killed(run, rows):
+        if run.progress.step == 4:
+            raise KeyboardInterrupt
+        step(run, rows)
+
+    monkeypatch.setattr(training, "SAVE_EVERY", 0)
+    monkeypatch.setattr(training.Run, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(parts, config, out_dir=tmp_path / "broken", device="cpu", verbose=False)
+    monkeypatch.setattr(training.Run, "step", step)
+    broken = fit(parts, config, out_dir=tmp_path / "broken", device="cpu", verbose=False)
+    assert {k: v for k, v in whole.log[-1].items() if k != "seconds"} == {k: v for k, v in broken.log[-1].items() if k != "seconds"}
+    assert all(torch.equal(x, broken.model.state_dict()[key]) for key, x in whole.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_padding_no_future(name, parts, checkpoint):
+    "A score does not depend on neighbours in the batch, nor a state on later items."
+    model = configs(checkpoint)[name].model
+    items = parts.events.items
+    torch.manual_seed(1)
+    model = replace(model, n_items=len(items)).build()
+    model.read_items(items)
+    model.eval()
+    histories = Sequences.from_lists([[9, 30, 40], [12], [5, 9, 8, 20, 12, 13, 14]])
+    scores = model.scores(histories)
+    for row in range(3):
+        torch.testing.assert_close(model.scores(histories.take([row]))[0], scores[row], rtol=0, atol=1e-4)
+    tokens = torch.tensor([[9, 30, 40, 41]])
+    for later in (10, 0):
+        torch.testing.assert_close(model(tokens)[:, :3], model(torch.tensor([[9, 30, 40, later]]))[:, :3], rtol=0, atol=1e-5)
+
+
+def test_gradients_reach_what_learns(parts, checkpoint):
+    for name, config in configs(checkpoint).items():
+        model = replace(config.model, n_items=parts.events.n_items).build()
+        model.read_items(parts.events.items)
+        inputs, _ = model.lessons(torch.tensor([[9, 30, 40, 41, 42]]))
+        (model.train()(inputs).sum() + (model.head_weight() * torch.arange(16)).sum()).backward()
+        assert not [n for n, p in model.named_parameters() if p.grad is None], f"{name}: every weight has a gradient"
+
+
+def test_cost_is_bounded(parts):
+    "However large the batch, no more than `encode` texts are read again."
+    model = replace(quick(hierarchy(), replace(SCRATCH, encode=7)).model, n_items=parts.events.n_items).build()
+    model.read_items(parts.events.items)
+    read = []
+    model.embed_tokens.item_llm.register_forward_hook(lambda module, given, _: read.append(len(given[0])))
+    before = model.embed_tokens.vectors.clone()
+    model.train()(torch.arange(8, 48).view(4, 10))
+    model.head_weight()
+    assert read == [7] and 0 < (model.embed_tokens.vectors != before).any(1).sum() <= 7
+    model.eval()
+    model.head_weight()
+    assert sum(read) == 7 + parts.events.n_items, "all are read before scoring, once"
+    model.eval()
+    assert sum(read) == 7 + parts.events.n_items
+
+
+def test_items_without_text(checkpoint, tmp_path):
+    events = toy_events()
+    items = events.items.assign(title=["" if n % 5 == 0 else title for n, title in enumerate(events.items["title"])])
+    parts = split(replace(events, items=items))
+    for config in (quick(hierarchy(), fixed(checkpoint)), quick(item_plus_text(), fixed(checkpoint)), quick(hierarchy())):
+        with pytest.warns(UserWarning, match="12 of 60 items have no text and keep a token of their own"):
+            rec = fit(parts, config, verbose=False)
+        rows = rec.model.head_weight()
+        assert len(rows.unique(dim=0)) == 60, "items without text are told apart"
+        rec.save(tmp_path / "run")
+        histories = rec.histories.take([0, 1, 2])
+        assert torch.equal(load(tmp_path / "run", device="cpu").scores(histories), rec.scores(histories))
+        with pytest.raises(ValueError, match="new item 'x' has no text"):
+            rec.add_items(pd.DataFrame({"title": [" "]}, index=["x"]))
+
+
+def test_no_text_at_all(checkpoint):
+    log = pd.DataFrame({"user": list("aaaabbbb"), "item": list("wxyzwxzy")})
+    with pytest.raises(ValueError, match="no item has a text"):
+        fit(split(read_events(log, name="toy")), quick(hierarchy(), fixed(checkpoint)), verbose=False)
+
+
+def test_enormous_texts(checkpoint):
+    events = toy_events()
+    items = events.items.assign(title=events.items["title"] + np.where(np.arange(60) == 3, " more" * 100_000, ""))
+    with pytest.warns(UserWarning, match="0 of 60 items have no text.*; 1 texts were cut at 256 characters"):
+        fit(split(replace(events, items=items)), quick(hierarchy(), fixed(checkpoint), epochs=1), verbose=False)
+
+
+def test_missing_checkpoint(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("no/such-model", "nowhere", "/no/such/folder"):
+        with pytest.raises(FileNotFoundError, match=f"checkpoint '{name}': .*without a hub: .*'minilm'.*save_pretrained.*from scratch"):
+            find_checkpoint(name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="its package is not installed"):
+        find_checkpoint("minilm")
+
+
+def test_cache_by_content(checkpoint, tmp_path):
+    files = lambda: sorted((tmp_path / "cache/text").iterdir())
+    some, config = ["red warm", "blue cold", "red warm"], fixed(checkpoint)
+    first = text_vectors(some, config)
+    stamps = [p.stat().st_mtime_ns for p in files()]
+    assert torch.equal(text_vectors(some[::-1], config), first.flip(0)) and [p.stat().st_mtime_ns for p in files()] == stamps
+    torch.testing.assert_close(text_vectors(["blue cold", "new"], config)[0], first[1])
+    assert [p.stat().st_mtime_ns for p in files()] != stamps and len(files()) == 1, "a new text is added to the same file"
+    text_vectors(some, replace(config, pooling="last"))
+    text_vectors(some, replace(config, pretrained=False))
+    assert len(files()) == 3, "another way of reading has vectors of its own"
+    files()[0].write_bytes(b"x")
+    assert torch.equal(text_vectors(some, config), first)
+
+
+def test_checkpoint_changed_in_place(checkpoint, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoint, tmp_path / "mine")
+    config = fixed(tmp_path / "mine")
+    first = text_vectors(["red warm"], config)
+    path = tmp_path / "mine/model.safetensors"
+    save_file({name: x * 1.5 for name, x in load_file(path).items()}, path, {"format": "pt"})
+    assert not torch.allclose(text_vectors(["red warm"], config), first)
+
+
+def test_cold_items(parts, checkpoint):
+    cold = withhold_items(parts, 0.2, seed=1)
+    assert len(withheld(cold)) == cold.protocol["withheld_items"] > 0
+    recs = {"popularity": fit_popularity(cold), "kNN": fit_content_knn(cold, fixed(checkpoint)),
+            "text": fit(cold, quick(hierarchy(), fixed(checkpoint)), verbose=False)}  # fmt: skip
+    table = cold_table(recs, cold, k=3)
+    assert table.loc["random", "recall@3, withheld"] == pytest.approx(3 / len(withheld(cold)))
+    assert table.loc["popularity", "recall@3, withheld"] == pytest.approx(table.loc["random", "recall@3, withheld"])
+    assert table.loc["popularity", "recall@3, all"] == 0
+    assert ((0 <= table) & (table <= 1)).all(axis=None)
+
+
+def test_content_knn_round_trip(parts, checkpoint, tmp_path):
+    rec = fit_content_knn(parts, fixed(checkpoint))
+    rec.save(tmp_path / "run")
+    histories = rec.histories.take([0, 1, 2])
+    assert torch.equal(load(tmp_path / "run", device="cpu").scores(histories), rec.scores(histories))
+    nearest = rec.recommend(items=["i1"], k=59, seen="keep")["item"][0]
+    assert nearest == "i1", "nothing is more like an item than the item"
+
+
+def test_run_json_is_whole(parts, tmp_path):
+    "A folder says everything about the Item LLM, and another field is refused."
+    rec = fit(parts, quick(hierarchy()), verbose=False)
+    rec.save(tmp_path / "run")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert ItemTextConfig(**record["config"]) == rec.model.config
+    record["config"]["text"]["colour"] = "red"
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="colour"):
+        load(tmp_path / "run")
+
+
+@minilm
+def test_minilm_knows_the_world():
+    vectors = text_vectors(["Toy Story", "Finding Nemo", "Nail polish remover", "Acetone for manicure"])
+    near = vectors @ vectors.T
+    assert near[0, 1] > near[0, 2] and near[2, 3] > near[1, 3]
+    assert vectors.shape == (4, 384)
+
+
+def test_small_texts_stay_apart(monkeypatch):
+    monkeypatch.setenv("ITEMLM_DATA", str(ROOT / "data"))
+    events = load_dataset("ml-latest-small")
+    texts = item_texts(events.items)
+    assert not texts.empty.any() and texts.cut == 0 and len(set(texts.texts)) > 3_400
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(item_texts(events.items, "{title}")) == len(events.items)
