@@ -488,8 +488,10 @@ class Run:
         else:
             self.say(f"{estimate(self.windows, self.config, self.device)} on {self.device}")
         self.lap = time.monotonic()
-        while not self.done and time.monotonic() < deadline:
+        while not self.done:  # at least one step, however little time there is
             self.train_epoch(deadline)
+            if time.monotonic() > deadline:
+                break
         if not self.done:
             self.say(f"stopped after {max_minutes:g} minutes, in epoch {self.epoch + 1} of {self.config.epochs}")
 
