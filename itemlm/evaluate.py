@@ -14,6 +14,7 @@ import platform
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
@@ -549,16 +550,19 @@ class Comparison:
     chosen: bool  # the reference was named beforehand; else it is the best on the first metric
     footer: str  # how all of it was measured
 
+    @cached_property
+    def _found(self) -> dict[tuple[str, str, str], dict]:
+        "Each test by its pair and metric, either way round."
+        found = {}
+        for test in self.tests.to_dict("records"):
+            a, b, metric = (test.pop(key) for key in ("a", "b", "metric"))
+            turned = {"difference": -test["difference"], "lo": -test["hi"], "hi": -test["lo"]}
+            found |= {(a, b, metric): test, (b, a, metric): test | turned}
+        return found
+
     def against(self, model: str, other: str, metric: str) -> dict | None:
-        "Their test, as the difference model - other; None where they were not tested."
-        rows = self.tests[self.tests["metric"] == metric]
-        for a, b, sign in ((model, other, 1), (other, model, -1)):
-            found = rows[(rows["a"] == a) & (rows["b"] == b)].to_dict("records")
-            if found:
-                test, ends = found[0], ("lo", "hi")[::sign]
-                turned = {"difference": sign * test["difference"], "lo": sign * test[ends[0]], "hi": sign * test[ends[1]]}
-                return turned | {"p": test["p"], "p_holm": test["p_holm"]}
-        return None
+        "Their test, as the difference model - other: difference, lo, hi, p, p_holm; None where they were not tested."
+        return self._found.get((model, other, metric))
 
     def says(self, model: str, other: str, metric: str) -> str:
         "ahead of, behind, no difference from, or not comparable with."
@@ -572,18 +576,25 @@ class Comparison:
     def verdict(self, model: str, metric: str | None = None) -> str:
         "What the data say about a model, in words."
         metric = metric or self.metrics[0]
-        others = [name for name in self.models["model"].unique() if name != self.reference and self.against(model, name, metric)]
+        if self.chosen and model == self.reference:
+            return "baseline"
+        others = [name for name in self.names if self.against(model, name, metric)]
         level = [name for name in others if self.says(model, name, metric) == "no difference from"]
-        level = [f"no difference from {', '.join(level)}"] if level else []
-        if model == self.reference:
-            return "baseline" if self.chosen else "; ".join(level) or ("ahead of all others" if others else "not tested")
-        return "; ".join([f"{self.says(model, self.reference, metric)} {self.reference}", *level])
+        said = [f"no difference from {', '.join(level)}"] if level else []
+        if model != self.reference and self.reference not in level:
+            return "; ".join([f"{self.says(model, self.reference, metric)} {self.reference}", *said])
+        return "".join(said) or ("ahead of all others" if others else "not tested")
+
+    @property
+    def names(self) -> list[str]:
+        "The models, best first on the first metric."
+        return list(dict.fromkeys(self.models["model"]))
 
     def to_frame(self) -> pd.DataFrame:
         "One row a model and metric: means, the difference from the reference, p-values and the verdict."
-        keys = "difference", "lo", "hi", "p", "p_holm"
-        found = [self.against(row.model, self.reference, row.metric) or dict.fromkeys(keys, np.nan) for row in self.models.itertuples()]
-        tests = pd.DataFrame(found)[list(keys)].rename(columns={"lo": "difference_lo", "hi": "difference_hi"})
+        found = [self.against(row.model, self.reference, row.metric) or {} for row in self.models.itertuples()]
+        tests = pd.DataFrame(found, columns=["difference", "lo", "hi", "p", "p_holm"])
+        tests = tests.rename(columns={"lo": "difference_lo", "hi": "difference_hi"})
         verdicts = [self.verdict(row.model, row.metric) for row in self.models.itertuples()]
         return pd.concat([self.models.reset_index(drop=True), tests], axis=1).assign(verdict=verdicts)
 
@@ -713,7 +724,7 @@ def _p_text(p: float) -> str:
 
 @patch
 def __repr__(self: Comparison) -> str:  # noqa: F811
-    wide = self.models.pivot(index="model", columns="metric", values="mean").loc[self.models["model"].unique(), list(self.metrics)]
+    wide = self.models.pivot(index="model", columns="metric", values="mean").loc[self.names, list(self.metrics)]
     return f"{wide.round(4).assign(verdict=[self.verdict(name) for name in wide.index]).to_string()}\n{self.footer}"
 
 # %% ../nbs/api/09_evaluate.ipynb #9181eb74
@@ -726,10 +737,10 @@ def forest(
     metric = metric or self.metrics[0]
     if metric not in self.metrics:
         raise ValueError(f"{metric!r} was not compared; metrics: {', '.join(self.metrics)}")
-    figure = go.Figure(layout=dict(**_STYLE, height=120 + 32 * self.models["model"].nunique(), showlegend=False,
+    figure = go.Figure(layout=dict(**_STYLE, height=120 + 32 * len(self.names), showlegend=False,
                                    xaxis_title=f"difference in {metric} from {self.reference}"))  # fmt: skip
     colours = {"ahead of": "#009E73", "behind": "#D55E00", "no difference from": "#777777"}
-    for name in self.models["model"].unique()[::-1]:
+    for name in self.names[::-1]:
         test = self.against(name, self.reference, metric)
         said = self.says(name, self.reference, metric)
         if test:

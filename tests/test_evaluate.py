@@ -58,7 +58,7 @@ def test_the_same_model_twice_is_no_difference():
     one = made_up(places(np.random.default_rng(0)))
     found = compare({"old": one, "new": one, "newer": one})
     assert {found.verdict(name, metric) for name in ("new", "newer") for metric in found.metrics} == {
-        "no difference from old; no difference from newer", "no difference from old; no difference from new"}
+        "no difference from old, newer", "no difference from old, new"}
     assert (found.tests["p_holm"] == 1).all() and "no difference from new, newer" == found.verdict("old")
 
 
