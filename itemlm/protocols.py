@@ -21,6 +21,29 @@ from .recommend import SEEN_RULES, Recommender
 from .split import Part, Split, shuffle_ties, split
 
 # %% ../nbs/api/15_protocols.ipynb #f46970eb
+def _first_draws(taken: np.ndarray, heap: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:  # (b, n), -1 where none yet
+    "Draws in proportion to the steps of `heap` (V,), without those `taken` (b, V) or drawn before; marks what it draws as taken"
+    draws = np.searchsorted(heap, rng.random((len(taken), 2 * n + 16)) * heap[-1], side="right")
+    order = np.argsort(draws, axis=1, kind="stable")
+    again = np.zeros(draws.shape, bool)
+    np.put_along_axis(again, order[:, 1:], np.diff(np.take_along_axis(draws, order, 1)) == 0, axis=1)
+    fresh = ~again & ~np.take_along_axis(taken, draws, 1)
+    place = fresh.cumsum(1) - 1
+    rows, columns = np.nonzero(fresh & (place < n))
+    found = np.full((len(taken), n), -1)
+    found[rows, place[rows, columns]] = draws[rows, columns]
+    taken[rows, draws[rows, columns]] = True
+    return found
+
+def _other_draws(found: np.ndarray, taken: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> None:
+    "Fill the rest of each row of `found` (b, n) by further draws"
+    for row, free in zip(found, ~taken & (weights > 0)):
+        left = np.flatnonzero(free)
+        places = np.flatnonzero(row < 0)[: len(left)]
+        keys = rng.exponential(size=len(left)) / weights[left]
+        row[places] = left[np.argsort(keys)[: len(places)]]
+
+# %% ../nbs/api/15_protocols.ipynb #23057195
 def sample_candidates(
     known: Ragged,  # B rows of columns each user has had at any time; they are never drawn, negative ones are ignored
     weights: np.ndarray,  # (V,) chance of each item up to a factor: ones, or counts
@@ -28,17 +51,19 @@ def sample_candidates(
     seed: int = 0,
 ) -> np.ndarray:  # (B, n) int64 columns, -1 where there are no more items
     "Candidates for each user, drawn without replacement from what the user does not know."
-    n_items, n_drawn = len(weights), min(n, len(weights))
-    generator = torch.Generator().manual_seed(seed)
-    weights, drawn = torch.tensor(weights, dtype=torch.float32), np.full((len(known), n), -1)
-    step = max(1, 2**22 // n_items)  # rows at a time: 16 MB
+    weights, rng = np.asarray(weights, np.float64), np.random.default_rng(seed)
+    heap, drawn = weights.cumsum(), np.full((len(known), n), -1)
+    step = max(1, 2**23 // max(len(weights), n))  # rows at a time: 8 MB of marks
     for start in range(0, len(known), step):
         some = known.take(np.arange(start, min(start + step, len(known))))
-        keys = torch.empty(len(some), n_items).exponential_(generator=generator) / weights
-        rows, held = torch.from_numpy(np.repeat(np.arange(len(some)), some.lengths)), torch.from_numpy(some.values.astype(np.int64))
-        keys[rows[held >= 0], held[held >= 0]] = torch.inf
-        found = keys.topk(n_drawn, largest=False)
-        drawn[start : start + step, :n_drawn] = found.indices.masked_fill(found.values.isinf(), -1).numpy()
+        taken, rows, real = np.zeros((len(some), len(weights)), bool), np.repeat(np.arange(len(some)), some.lengths), some.values >= 0
+        taken[rows[real], some.values[real]] = True
+        found = _first_draws(taken, heap, n, rng)
+        short = np.flatnonzero(found[:, -1] < 0)
+        rest = found[short]
+        _other_draws(rest, taken[short], weights, rng)
+        found[short] = rest
+        drawn[start : start + step] = found
     return drawn
 
 # %% ../nbs/api/15_protocols.ipynb #c52d4378
@@ -113,9 +138,9 @@ def _all_ranks(rec: Recommender, parts: Split, part: Part, candidates: dict, bat
 # %% ../nbs/api/15_protocols.ipynb #22368592
 METRICS = ("recall@10", "ndcg@10")
 
-def _user_means(ranks: Ranks, users: np.ndarray) -> pd.DataFrame:
+def _user_means(ranks: Ranks, owners: np.ndarray) -> pd.DataFrame:
     "Recall and NDCG at 10 of each user"
-    table = pd.DataFrame({"recall@10": recall(ranks, 10), "ndcg@10": ndcg(ranks, 10)}, index=users)
+    table = pd.DataFrame({"recall@10": recall(ranks, 10), "ndcg@10": ndcg(ranks, 10)}, index=owners)
     return table if table.index.is_unique else table.groupby(level=0, sort=False).mean()
 
 def _row(values: pd.DataFrame, base: pd.DataFrame, seed: int) -> dict:
@@ -242,10 +267,10 @@ def protocols(
         if not len(part):
             notes.append(f"no test targets under {targets}")
             continue
-        known = leaked(parts, part)
+        known, owners = leaked(parts, part), pd.Index(parts.events.users).get_indexer(part.users)
         ranks = _all_ranks(rec, other, part, _candidates(rec, other, part, negatives, seed), batch)
         for names, found in _variants(ranks, known):
-            values = _user_means(found, part.users if names[-1] == "kept" else part.users[~known])
+            values = _user_means(found, owners if names[-1] == "kept" else owners[~known])
             base = values if base is None else base
             row = dict(zip(AXES, (targets, data_ties, *names))) | {"leaked_questions": int(known.sum())}
             rows.append(row | _row(values, base, seed))

@@ -169,6 +169,9 @@ def test_04_ties_in_scores(parts):
     rec = scripted(parts, uniform)
     ranks = rec.rank_part(parts, "test", seen=("keep",))["keep"]
     assert set(ranks.rank[~ranks.missed]) == {(rec.n_items + 1) / 2}
+    places = 1 / np.log2(2 + np.arange(10))
+    for values, each in ((recall(ranks, 10), 10 / rec.n_items), (ndcg(ranks, 10), places.sum() / rec.n_items)):
+        np.testing.assert_allclose(values[~ranks.missed], each)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
