@@ -288,6 +288,9 @@ def _curves(facts: _Facts) -> dict:
     return {name: tuple(np.asarray(axis).tolist() for axis in axes) for name, axes in curves.items()}
 
 # %% ../nbs/api/02_doctor.ipynb #26485b8b
+_BLUE = "#0072B2"  # Okabe-Ito
+
+
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     "What in the data bends results"
@@ -312,7 +315,8 @@ class Diagnosis:
         figure = make_subplots(1, len(self.curves), subplot_titles=[titles[name] for name in self.curves], horizontal_spacing=0.08)
         for column, (name, (x, y)) in enumerate(self.curves.items(), 1):
             bars = name != "popularity"
-            figure.add_trace(go.Bar(x=x, y=y, name=name) if bars else go.Scatter(x=x, y=y, mode="lines", name=name), 1, column)
+            trace = go.Bar(x=x, y=y, marker_color=_BLUE) if bars else go.Scatter(x=x, y=y, mode="lines", line_color=_BLUE)
+            figure.add_trace(trace.update(name=name), 1, column)
             figure.update_xaxes(type="category" if bars else "log", row=1, col=column)
             figure.update_yaxes(type="-" if bars else "log", tickformat=".0%" if name == "time gap" else None, row=1, col=column)
         figure.update_annotations(font_size=13)
@@ -324,7 +328,8 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         left = "style='text-align:left'"
-        def row(f): return [f.name, f"<b>{html.escape(f.text)}</b>" if f.matters else html.escape(f.text), html.escape(f.effect)]
+        def here(f): return f"<b>{html.escape(f.text)}</b>" if f.matters else html.escape(f.text)
+        def row(f): return [html.escape(f.name), here(f).replace(" ", "\u00a0") if len(f.text) < 50 else here(f), html.escape(f.effect)]
         body = "".join("<tr>" + "".join(f"<td {left}>{cell}</td>" for cell in row(f)) + "</tr>" for f in self.findings)
         head = "".join(f"<th {left}>{name}</th>" for name in ("finding", "here", "what it does to results"))
         note = f"{_subject(self.data)}; bold: bends results here; targets: test part of {self.data['split'] or 'no split'}"

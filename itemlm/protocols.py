@@ -211,7 +211,8 @@ class Protocols:
 
     def _repr_html_(self) -> str:
         left = "style='text-align:left'"
-        def cells(line): return [html.escape(c).replace("\n", "<br><small>") + ("</small>" if "\n" in c else "") for c in line]
+        small = "<br><small style='white-space:nowrap'>"
+        def cells(line): return [html.escape(c).replace("\n", small) + ("</small>" if "\n" in c else "") for c in line]
         body = "".join("<tr>" + "".join(f"<td {'' if n else left}>{cell}</td>" for n, cell in enumerate(cells(line))) + "</tr>"
                        for line in self._lines())
         names = ("what changes", "users", *METRICS, "ndcg@10 of the first row, same users")
