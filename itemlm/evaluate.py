@@ -188,7 +188,7 @@ def slices_of(
     parts: Split,
     part: Part,
 ) -> dict[str, pd.Categorical]:  # name of the cut -> the group of each target (B,), or none
-    "Cuts of a part's targets by what was known before the answer."
+    "Cuts of a part's targets by what the data say of them."
     targets = rec.part_columns(parts, part)[1]
     counts = np.append(rec.items["count"].to_numpy(np.float64), np.nan)[targets]  # -1: the NaN at the end
     owner = np.repeat(np.arange(len(part)), part.histories.lengths)
@@ -564,14 +564,17 @@ class Comparison:
         "Their test, as the difference model - other: difference, lo, hi, p, p_holm; None where they were not tested."
         return self._found.get((model, other, metric))
 
-    def says(self, model: str, other: str, metric: str) -> str:
-        "ahead of, behind, no difference from, or not comparable with."
+    def sign(self, model: str, other: str, metric: str) -> int:
+        "1: higher than the other by the corrected test, -1: lower, 0: no difference, or not tested."
         test = self.against(model, other, metric)
-        if test is None:
+        return 0 if test is None or test["p_holm"] >= _LEVEL else int(np.sign(test["difference"]))
+
+    def says(self, model: str, other: str, metric: str) -> str:
+        "ahead of, behind (higher or lower than, where neither is better), no difference from, or not comparable with."
+        if self.against(model, other, metric) is None:
             return "not comparable with"
-        if test["p_holm"] >= _LEVEL:
-            return "no difference from"
-        return "ahead of" if test["difference"] > 0 else "behind"
+        higher, lower = ("ahead of", "behind") if metric.partition("@")[0] in ACCURACY else ("higher than", "lower than")
+        return {1: higher, -1: lower, 0: "no difference from"}[self.sign(model, other, metric)]
 
     def verdict(self, model: str, metric: str | None = None) -> str:
         "What the data say about a model, in words."
@@ -583,7 +586,7 @@ class Comparison:
         said = [f"no difference from {', '.join(level)}"] if level else []
         if model != self.reference and self.reference not in level:
             return "; ".join([f"{self.says(model, self.reference, metric)} {self.reference}", *said])
-        return "".join(said) or ("ahead of all others" if others else "not tested")
+        return "".join(said) or (f"{self.says(model, others[0], metric)} all others" if others else "not tested")
 
     @property
     def names(self) -> list[str]:
@@ -613,6 +616,7 @@ def compare(
     runs = {name: [_opened(r) for r in (given if isinstance(given, list | tuple) else [given])] for name, given in reports.items()}
     metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     _check_request(runs, metrics, baseline)
+    _check_parts(runs, part, seen)
     values = {name: _seed_values(name, several, metrics, part, seen) for name, several in runs.items()}
     conditions = {name: _conditions(several[0], part, seen) for name, several in runs.items()}
     if not mixed:
@@ -644,6 +648,15 @@ def _check_request(runs: dict[str, list[Report]], metrics: tuple[str, ...], base
         raise ValueError("metrics is empty: name at least one, such as 'ndcg@10'")
     if baseline is not None and baseline not in runs:
         raise ValueError(f"baseline={baseline!r} is not among the models {', '.join(runs)}")
+
+
+def _check_parts(runs: dict[str, list[Report]], part: str, seen: str) -> None:
+    "Refuse a report without the part, naming the model."
+    for name, report in ((name, report) for name, several in runs.items() for report in several):
+        try:
+            report.row(part, seen)
+        except ValueError as error:
+            raise ValueError(f"{name!r}: {error}") from None
 
 
 def _unlike(conditions: dict[str, str], others: dict[str, str]) -> str:
@@ -708,7 +721,7 @@ def _repr_html_(self: Comparison) -> str:  # noqa: F811
 @patch
 def _cell(self: Comparison, row: dict) -> str:
     "A mean with its interval, its seeds, and a mark where it differs from the reference."
-    mark = {"ahead of": " ▲", "behind": " ▼"}.get(self.says(row["model"], self.reference, row["metric"]), "")
+    mark = {1: " ▲", -1: " ▼", 0: ""}[self.sign(row["model"], self.reference, row["metric"])]
     seeds = f"<br><small>[{_digits(row['seed_min'])}, {_digits(row['seed_max'])}]</small>" if row["seeds"] > 1 else ""
     return _interval_text({**row, "mean": row["mean"]}).replace("<br>", f"{mark}<br>", 1) + seeds
 
@@ -739,14 +752,14 @@ def forest(
         raise ValueError(f"{metric!r} was not compared; metrics: {', '.join(self.metrics)}")
     figure = go.Figure(layout=dict(**_STYLE, height=120 + 32 * len(self.names), showlegend=False,
                                    xaxis_title=f"difference in {metric} from {self.reference}"))  # fmt: skip
-    colours = {"ahead of": "#009E73", "behind": "#D55E00", "no difference from": "#777777"}
+    colours = {1: "#009E73", -1: "#D55E00", 0: "#777777"}
     for name in self.names[::-1]:
         test = self.against(name, self.reference, metric)
-        said = self.says(name, self.reference, metric)
         if test:
+            said, colour = self.says(name, self.reference, metric), colours[self.sign(name, self.reference, metric)]
             bars = dict(type="data", array=[test["hi"] - test["difference"]], arrayminus=[test["difference"] - test["lo"]], thickness=1.5)
             note = f"{test['difference']:+.4f} ({test['lo']:+.4f} to {test['hi']:+.4f})<br>p (Holm) {_p_text(test['p_holm'])}: {said}"
-            figure.add_scatter(x=[test["difference"]], y=[name], error_x=bars, mode="markers", marker=dict(size=9, color=colours[said]),
+            figure.add_scatter(x=[test["difference"]], y=[name], error_x=bars, mode="markers", marker=dict(size=9, color=colour),
                                hovertemplate=f"{note} {html.escape(self.reference)}<extra></extra>")  # fmt: skip
         else:
             label = dict(text=["" if name == self.reference else "  not comparable"], textposition="middle right")

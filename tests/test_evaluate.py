@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from itemlm.evaluate import Report, compare, evaluate, read_report, slices_of
@@ -142,6 +143,18 @@ def test_run_folders_stand_for_their_reports(tmp_path):
         compare({"a": tmp_path / "a", "c": tmp_path / "c"})
 
 
+def test_metrics_of_lists_have_no_better_side():
+    "More popular lists are not better ones: higher and lower, not ahead and behind."
+    rng = np.random.default_rng(0)
+    reports = {name: made_up(places(rng)) for name in ("plain", "popular")}
+    for shift, report in enumerate(reports.values()):
+        report.per_user["popularity_lift@10"] = rng.random(400) + shift
+    found = compare(reports, metrics="popularity_lift@10")
+    assert found.verdict("popular") == "higher than all others" and found.verdict("plain") == "lower than popular"
+    reports["plain"].per_user.loc[:9, "popularity_lift@10"] = np.nan  # not defined for ten users: they are left out of the pair
+    assert np.isfinite(compare(reports, metrics="popularity_lift@10").tests["difference"]).all()
+
+
 def test_forest_shows_every_model():
     rng = np.random.default_rng(0)
     reports = {name: made_up(places(rng)) for name in "abc"} | {"odd": made_up(places(rng), split="global_time")}
@@ -238,3 +251,29 @@ def test_a_damaged_report_is_named(tmp_path):
     (tmp_path / "metrics.json").write_text('{"data": {')
     with pytest.raises(ValueError, match=f"the report in {tmp_path} is damaged"):
         read_report(tmp_path)
+
+
+# the bench
+def test_accuracy_figures_are_means_over_seeds_of_one_setting(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import trust
+
+    def note(name, model, seed, test, valid=.1, dataset="beauty", **params):
+        rows = [{"part": part, "protocol": {"split": split, "seen": seen, "candidates": "all"}, "metrics": {"ndcg@10": {"mean": value}}}
+                for part, split, seen, value in (("valid", "leave_one_out", "drop", valid), ("test", "leave_one_out", "keep", .9),
+                                                 ("test", "global_time", "drop", .8), ("test", "leave_one_out", "drop", test))]
+        record = {"model": model, "dataset": dataset, "seed": seed, "params": {"seed": seed, **params}, "results": rows}
+        (tmp_path / "compare" / f"{name}.json").write_text(json.dumps(record))
+
+    (tmp_path / "compare").mkdir()
+    for seed, value in enumerate((.05, .06, .07)):
+        note(f"a{seed}", "item_lm", seed, value, width=64)
+    note("wide", "item_lm", 0, .5, width=128)  # one seed only
+    note("toys", "item_lm", 3, .5, dataset="toys", width=64)
+    note("p1", "popularity", 0, .01, valid=.02)
+    note("p2", "popularity", 0, .03, valid=.01, window=7)  # better on test, but not on validation
+    found = {}
+    monkeypatch.setattr(trust, "RESULTS", tmp_path)
+    monkeypatch.setattr(trust, "record", lambda topic, figures, notes: found.update(figures))
+    trust.accuracy()
+    assert found == pytest.approx({"item_lm_beauty_ndcg@10": .06, "popularity_beauty_ndcg@10": .01})
