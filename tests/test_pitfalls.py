@@ -20,7 +20,7 @@ A number is the mistake's; some are caught in another file and not twice.
 13  leave-one-out asks about the past                   test_doctor.py::test_same_as_one_at_a_time counts it,
                                                         test_13_leave_one_out_mixes_time
 14  several workers: users twice, means of means        test_14_several_workers
-15  the history lacks the valid item, or its newest     test_15_test_history
+15  the history lacks the valid item, or its newest     test_15_test_history, test_15_long_history
 16  negatives that are the target; an item never drawn  test_16_negatives
 17  a gain smaller than the noise                       test_17_noise_is_no_gain
 18  means of unequal batches; users dropped silently    test_18_every_user_counts_once
@@ -40,17 +40,31 @@ import pandas as pd
 import pytest
 import torch
 
-from itemlm.baselines import fit_popularity
+from itemlm.baselines import (
+    BERT4Rec,
+    BERT4RecConfig,
+    GRU4RecConfig,
+    HSTUConfig,
+    SASRecConfig,
+    bert4rec,
+    gru4rec,
+    hstu,
+    item_knn,
+    markov,
+    popularity,
+    sasrec,
+    sasrec_bce,
+)
 from itemlm.doctor import doctor
 from itemlm.evaluate import evaluate, user_metrics
 from itemlm.events import Events, Ragged, load_dataset, read_events
 from itemlm.loss import sample_negatives
 from itemlm.metrics import ndcg, paired_difference, recall
-from itemlm.model import ItemLM, ItemLMConfig
+from itemlm.model import ItemLMConfig
 from itemlm.protocols import protocols, sample_candidates
 from itemlm.recommend import Recommender
 from itemlm.split import Part, Split, split
-from itemlm.tokenizer import PAD, ItemTokenizer, Sequences
+from itemlm.tokenizer import MASK, PAD, ItemTokenizer, Sequences
 from itemlm.training import fit, tiny
 
 SPECIAL = ItemTokenizer.n_special
@@ -112,17 +126,25 @@ def films() -> Split:
     return split(read_events(some, name="150 people", k_core=5))
 
 
-QUICK = tiny(epochs=2)
+MODELS = {"ItemLM": tiny(epochs=2), "popularity": popularity(), "Markov": markov(), "item-kNN": item_knn(),
+          "GRU4Rec": gru4rec(epochs=1), "SASRec": sasrec(epochs=1), "SASRec, BCE": sasrec_bce(epochs=1),
+          "BERT4Rec": bert4rec(epochs=1), "HSTU": hstu(epochs=1)}  # fmt: skip
+
+
+def trained(parts: Split, name: str) -> Recommender: return fit(parts, MODELS[name], device="cpu", verbose=False)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def named(request, parts) -> tuple[str, Recommender]:
+    "Every model of this project, trained for a moment."
+    return request.param, trained(parts, request.param)
 
 
 @pytest.fixture(scope="module")
-def trained(films) -> Recommender: return fit(films, QUICK, verbose=False)
-
-
-@pytest.fixture(scope="module")
-def precise(trained) -> Recommender:
-    "In float64, where sums in another order differ far behind the digits that decide a rank."
-    return replace(trained, model=copy.deepcopy(trained.model).double())
+def precise(named) -> Recommender:
+    "Networks in float64, where sums in another order differ far behind the digits that decide a rank; counts as they are."
+    rec = named[1]
+    return replace(rec, model=copy.deepcopy(rec.model).double()) if any(True for _ in rec.model.parameters()) else rec
 
 
 def means(rec: Recommender, parts: Split, **how) -> pd.DataFrame: return evaluate(rec, parts, **how).to_frame().xs("mean", level=2)
@@ -232,11 +254,15 @@ class Forbidden:
     def __getattribute__(self, name): raise AssertionError(f"training looked at the test part: {name}")
 
 
-def test_09_selection_on_test(films, trained):
-    blind = fit(replace(films, test=Forbidden()), QUICK, verbose=False)
-    best = max(row["ndcg@10"] for row in blind.log)
-    assert means(blind, films, part="valid").loc[("valid", "drop"), "ndcg@10"] == pytest.approx(best), "the best validation epoch is kept"
-    assert [row["ndcg@10"] for row in blind.log] == [row["ndcg@10"] for row in trained.log]
+def test_09_selection_on_test(parts, named):
+    "A model that cannot see the test part is the same model, and the weights kept are those of the best validation epoch."
+    name, rec = named
+    blind = trained(replace(parts, test=Forbidden()), name)
+    assert losses(blind) == losses(rec)
+    assert_same_weights(blind, rec)
+    if rec.log:
+        best = max(row["ndcg@10"] for row in rec.log)
+        assert means(rec, parts, part="valid").loc[("valid", "drop"), "ndcg@10"] == pytest.approx(best)
 
 
 def test_10_seen_items():
@@ -255,40 +281,51 @@ def test_10_seen_items():
 
 # --- the model -------------------------------------------------------------------------------------------------------
 
-SHAPES = {"default": {}, "SASRec's": {"position": "learned", "norm": "layer", "feed_forward": "gelu", "head": "dot"},
-          "no positions": {"position": "none"}}
+SIZE = {"n_items": 30, "width": 16, "layers": 2, "max_len": 10}
+NETWORKS = {"ItemLM": ItemLMConfig(**SIZE), "ItemLM without positions": ItemLMConfig(**SIZE, position="none"),
+            "ItemLM with learned positions": ItemLMConfig(**SIZE, position="learned", norm="layer", feed_forward="gelu", head="dot"),
+            "GRU4Rec": GRU4RecConfig(**SIZE), "SASRec": SASRecConfig(**SIZE), "HSTU": HSTUConfig(**SIZE),
+            "BERT4Rec": BERT4RecConfig(**SIZE)}  # fmt: skip
 
 
-def small_model(n_items=30, **shape) -> ItemLM:
+@pytest.fixture(params=NETWORKS)
+def network(request) -> torch.nn.Module:
     torch.manual_seed(0)
-    config = ItemLMConfig(n_items=n_items, width=16, heads=2, layers=2, hidden=24, max_len=10, **shape)
-    model = ItemLM(config).double().eval()
+    model = NETWORKS[request.param].build().double().eval()
     for weight in model.parameters(): torch.nn.init.normal_(weight, std=0.5)
     return model
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_11_padding(shape):
+def test_11_padding(network):
     "Histories of different length together score as each alone; padding has no column, and its vector plays no part."
-    model, rng = small_model(**SHAPES[shape]), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rows = [list(rng.integers(SPECIAL, 38, n)) for n in (1, 3, 10, 14, 2)]
-    together = model.scores(Sequences.from_lists(rows))
+    together = network.scores(Sequences.from_lists(rows))
     assert together.shape == (5, 30)
-    for row, scores in zip(rows, together): torch.testing.assert_close(model.scores(Sequences.from_lists([row]))[0], scores)
-    with torch.no_grad(): model.embed_tokens.weight[PAD] += 100
-    torch.testing.assert_close(model.scores(Sequences.from_lists(rows)), together)
+    for row, scores in zip(rows, together): torch.testing.assert_close(network.scores(Sequences.from_lists([row]))[0], scores)
+    with torch.no_grad(): network.embed_tokens.weight[PAD] += 100
+    torch.testing.assert_close(network.scores(Sequences.from_lists(rows)), together)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_12_future(shape):
-    "Another item at step t changes nothing before t and something from t on."
-    model = small_model(**SHAPES[shape])
+def test_11_padding_is_no_lesson(network):
+    tokens = torch.tensor([[9, 10, 11, 12], [9, 10, PAD, PAD], [9, PAD, PAD, PAD]])
+    for _ in range(20):
+        inputs, targets = network.lessons(tokens)
+        assert ((targets == PAD) | (targets >= SPECIAL)).all() and not targets[inputs == PAD].any()
+
+
+def test_12_future(network):
+    "Another item at step t changes nothing before t and something from t on; what BERT4Rec has to guess it cannot see."
     tokens = torch.randint(SPECIAL, 38, (4, 10), generator=torch.Generator().manual_seed(0))
-    before = model(tokens)
+    if isinstance(network, BERT4Rec):
+        inputs, targets = network.lessons(tokens)
+        assert (targets > PAD).any() and torch.equal(inputs == MASK, targets > PAD) and torch.equal(torch.maximum(inputs, targets), tokens)
+        return
+    before = network(tokens)
     for step in range(10):
         other = tokens.clone()
         other[:, step] = (tokens[:, step] - SPECIAL + 7) % 30 + SPECIAL
-        after = model(other)
+        after = network(other)
         torch.testing.assert_close(after[:, :step], before[:, :step])
         assert (after[:, step:] != before[:, step:]).any(-1).all()
 
@@ -325,15 +362,20 @@ def test_14_several_workers(parts):
 
 
 def test_15_test_history(parts):
-    "Asked for the test item a model is given everything before it, the valid item last; and it reads the newest, not the oldest."
+    "Asked for the test item a model is given everything before it, the valid item last."
     rec = scripted(parts, hashed)
     rec.rank_part(parts, "test")
     whole = {tuple(row[:-1]) for row in rec.histories}
     known = {tuple(token for token in row if token >= SPECIAL) for row in whole}
     assert {tuple(row) for row in rec.model.asked} == known
-    model, long = small_model(), list(np.random.default_rng(0).integers(SPECIAL, 38, 25))
-    torch.testing.assert_close(model.scores(Sequences.from_lists([long])), model.scores(Sequences.from_lists([long[-10:]])))
-    assert not torch.equal(model.scores(Sequences.from_lists([long])), model.scores(Sequences.from_lists([long[:10]])))
+
+
+def test_15_long_history(network):
+    "Of more items than it can read a model reads the newest, not the oldest."
+    long = list(np.random.default_rng(0).integers(SPECIAL, 38, 25))
+    whole, newest, oldest = (network.scores(Sequences.from_lists([row])) for row in (long, long[-10:], long[:10]))
+    torch.testing.assert_close(whole, newest)
+    assert not torch.allclose(whole, oldest)
 
 
 def test_16_negatives():
@@ -398,12 +440,18 @@ def renamed(events: Events, seed: int) -> Events:
 def losses(rec: Recommender) -> list: return [(row["loss"], row["ndcg@10"], row["recall@10"]) for row in rec.log]
 
 
-def test_property_item_ids(films, trained):
+def assert_same_weights(a: Recommender, b: Recommender) -> None:
+    weights = b.model.state_dict()
+    for name, mine in a.model.state_dict().items(): assert torch.equal(mine, weights[name]), name
+
+
+def test_property_item_ids(parts, named):
     "Trained and evaluated on items of other names, in another order: the same losses and the same metrics."
-    again = split(renamed(films.events, seed=1))
-    rec = fit(again, QUICK, verbose=False)
-    assert list(rec.tokenizer.items) != list(trained.tokenizer.items) and losses(rec) == losses(trained)
-    pd.testing.assert_frame_equal(means(rec, again), means(trained, films))
+    name, rec = named
+    again = split(renamed(parts.events, seed=1))
+    other = trained(again, name)
+    assert list(other.tokenizer.items) != list(rec.tokenizer.items) and losses(other) == losses(rec)
+    pd.testing.assert_frame_equal(means(other, again), means(rec, parts))
 
 
 def shuffled_users(parts: Split, seed: int) -> Split:
@@ -411,16 +459,24 @@ def shuffled_users(parts: Split, seed: int) -> Split:
     return replace(parts, test=some_of(parts.test, order), valid=some_of(parts.valid, order))
 
 
-def test_property_order_of_users(films, precise):
-    for rec in (precise, scripted(films, hashed), fit_popularity(films)):
-        pd.testing.assert_frame_equal(means(rec, shuffled_users(films, 3)), means(rec, films), check_exact=False, rtol=1e-12)
-    reports = [evaluate(scripted(films, hashed), p) for p in (films, shuffled_users(films, 3))]
-    assert [report.results for report in reports][0] == reports[1].results, "the intervals too"
+def ranked(rec: Recommender, parts: Split, batch: int = 512) -> pd.DataFrame:
+    "Rank of every target and the top of every list, by user: all that a metric is made of."
+    found = rec.rank_part(parts, "test", top_k=10, batch=batch)
+    columns = {rule: {"rank": r.rank, "ties": r.ties, "top": list(r.top)} for rule, r in found.items()}
+    return pd.concat({rule: pd.DataFrame(c, index=parts.test.users) for rule, c in columns.items()}, axis=1).sort_index()
 
 
-@pytest.mark.parametrize("batch", [1, 3, 64, 4096])
-def test_property_size_of_a_batch(films, precise, batch):
-    for rec in (precise, scripted(films, hashed)): pd.testing.assert_frame_equal(means(rec, films, batch=batch), means(rec, films))
+def test_property_order_of_users(parts, precise):
+    pd.testing.assert_frame_equal(ranked(precise, shuffled_users(parts, 3)), ranked(precise, parts))
+
+
+def test_property_order_of_users_changes_no_report(parts):
+    mixed, rec = shuffled_users(parts, 3), scripted(parts, hashed)
+    assert evaluate(rec, mixed).results == evaluate(rec, parts).results, "the intervals too"
+
+
+def test_property_size_of_a_batch(parts, precise):
+    for batch in (1, 7): pd.testing.assert_frame_equal(ranked(precise, parts, batch), ranked(precise, parts))
 
 
 def test_property_side_of_the_padding(precise):
@@ -455,17 +511,15 @@ def test_property_an_oracle_is_perfect(films):
             if not name.startswith("precision"): assert (values == 1).all(), name
 
 
-def test_property_random_test_items(films, trained):
+def test_property_random_test_items(parts, named):
     "Every test item another one, some of them never seen anywhere: same vocabulary, validation curve and weights."
-    rng, events = np.random.default_rng(0), films.events
+    (name, first), rng, events = named, np.random.default_rng(0), parts.events
     values = events.sequences.values.copy()
     values[events.sequences.offsets[1:] - 1] = rng.integers(0, events.n_items + 20, events.n_users)
     new = pd.DataFrame("", index=[f"new {n}" for n in range(20)], columns=events.items.columns)
     other = replace(events, items=pd.concat([events.items, new]), sequences=replace(events.sequences, values=values))
-    rec = fit(split(other), QUICK, verbose=False)
-    first = fit(films, QUICK, verbose=False)
-    assert (split(other).test.targets != films.test.targets).mean() > 0.9
+    assert (split(other).test.targets != parts.test.targets).mean() > 0.9
+    rec = trained(split(other), name)
     assert rec.tokenizer == first.tokenizer and losses(rec) == losses(first)
     assert rec.items["count"].equals(first.items["count"])
-    weights = first.model.state_dict()
-    for name, mine in rec.model.state_dict().items(): assert torch.equal(mine, weights[name]), name
+    assert_same_weights(rec, first)
