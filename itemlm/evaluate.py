@@ -331,9 +331,12 @@ def _target_table(part: Part, rule: str, ranks: PartRanks, lists: dict[str, np.n
     return pd.DataFrame(place | {name: values.astype(np.float32) for name, values in lists.items()})
 
 # %% ../nbs/api/09_evaluate.ipynb #80c8a58f
+_SMALL = "<small style='white-space:nowrap'>"
+
+
 def _interval_text(value: dict[str, float]) -> str:
     "A mean to four digits, its interval in small print."
-    ends = f"<br><small>{_digits(value['lo'])}–{_digits(value['hi'])}</small>" if "lo" in value else ""
+    ends = f"<br>{_SMALL}{_digits(value['lo'])}–{_digits(value['hi'])}</small>" if "lo" in value else ""
     return f"{_digits(value['mean'])}{ends}"
 
 
@@ -722,13 +725,13 @@ def _repr_html_(self: Comparison) -> str:  # noqa: F811
 def _cell(self: Comparison, row: dict) -> str:
     "A mean with its interval, its seeds, and a mark where it differs from the reference."
     mark = {1: " ▲", -1: " ▼", 0: ""}[self.sign(row["model"], self.reference, row["metric"])]
-    seeds = f"<br><small>[{_digits(row['seed_min'])}, {_digits(row['seed_max'])}]</small>" if row["seeds"] > 1 else ""
-    return _interval_text({**row, "mean": row["mean"]}).replace("<br>", f"{mark}<br>", 1) + seeds
+    seeds = f"<br>{_SMALL}[{_digits(row['seed_min'])}, {_digits(row['seed_max'])}]</small>" if row["seeds"] > 1 else ""
+    return _interval_text(row).replace("<br>", f"{mark}<br>", 1) + seeds
 
 
 def _signed(test: dict) -> str:
     "A difference with its interval."
-    return f"{test['difference']:+.4f}<br><small>{test['lo']:+.4f} to {test['hi']:+.4f}</small>"
+    return f"{test['difference']:+.4f}<br>{_SMALL}{test['lo']:+.4f} to {test['hi']:+.4f}</small>"
 
 
 def _p_text(p: float) -> str:
