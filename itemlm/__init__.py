@@ -16,3 +16,4 @@ from itemlm.explain import *  # noqa: F403
 from itemlm.run import *  # noqa: F403
 from itemlm.explore import *  # noqa: F403
 from itemlm.protocols import *  # noqa: F403
+from itemlm.study import *  # noqa: F403
