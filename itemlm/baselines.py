@@ -371,13 +371,13 @@ def steps_back(tokens: Tensor) -> Tensor:  # (B, T) right-padded -> (B, T)
 
 def sasrec(**changes) -> TrainingConfig:
     "SASRec with full cross-entropy."
-    config = TrainingConfig(model=SASRecConfig(), lr=1e-3, weight_decay=0.0, head_start=False, epochs=100, patience=10)
+    config = TrainingConfig(model=SASRecConfig(), weight_decay=0.0, head_start=False, epochs=60, patience=10)
     return replace(config, **changes)
 
 
 def sasrec_bce(**changes) -> TrainingConfig:
     "SASRec as published: binary cross-entropy with one uniform negative a step."
-    return replace(sasrec(loss="bce", negatives=1, epochs=200, patience=20), **changes)
+    return replace(sasrec(loss="bce", negatives=1, epochs=100, patience=20), **changes)
 
 # %% ../nbs/api/10_baselines.ipynb #b4115eaa
 @dataclass(frozen=True, kw_only=True)
@@ -453,7 +453,7 @@ class BERT4Rec(nn.Module):
 
 def bert4rec(**changes) -> TrainingConfig:
     "BERT4Rec."
-    return replace(TrainingConfig(model=BERT4RecConfig(), lr=1e-3, weight_decay=0.01, head_start=False, epochs=100, patience=10), **changes)
+    return replace(TrainingConfig(model=BERT4RecConfig(), weight_decay=0.01, head_start=False, epochs=60, patience=10), **changes)
 
 # %% ../nbs/api/10_baselines.ipynb #6e0e4e9c
 class HSTUBlock(nn.Module):
@@ -531,4 +531,4 @@ class HSTU(nn.Module):
 
 def hstu(**changes) -> TrainingConfig:
     "HSTU without time stamps, full cross-entropy."
-    return replace(TrainingConfig(model=HSTUConfig(), lr=1e-3, weight_decay=1e-3, head_start=False, epochs=60, patience=10), **changes)
+    return replace(TrainingConfig(model=HSTUConfig(), weight_decay=1e-3, head_start=False, epochs=40, patience=10), **changes)
