@@ -317,10 +317,11 @@ def test_11_padding_is_no_lesson(network):
 def test_12_future(network):
     "Another item at step t changes nothing before t and something from t on; what BERT4Rec has to guess it cannot see."
     tokens = torch.randint(SPECIAL, 38, (4, 10), generator=torch.Generator().manual_seed(0))
+    inputs, targets = network.lessons(tokens)
     if isinstance(network, BERT4Rec):
-        inputs, targets = network.lessons(tokens)
         assert (targets > PAD).any() and torch.equal(inputs == MASK, targets > PAD) and torch.equal(torch.maximum(inputs, targets), tokens)
         return
+    assert torch.equal(inputs, tokens[:, :-1]) and torch.equal(targets, tokens[:, 1:]), "each step guesses the item after it"
     before = network(tokens)
     for step in range(10):
         other = tokens.clone()
