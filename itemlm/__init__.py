@@ -12,6 +12,7 @@ from itemlm.training import *  # noqa: F403
 from itemlm.evaluate import *  # noqa: F403
 from itemlm.baselines import *  # noqa: F403
 from itemlm.text import *  # noqa: F403
+from itemlm.text_beam import *  # noqa: F403
 from itemlm.explain import *  # noqa: F403
 from itemlm.run import *  # noqa: F403
 from itemlm.explore import *  # noqa: F403

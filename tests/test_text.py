@@ -42,7 +42,7 @@ def toy_events(n_items: int = 60, seed: int = 0):
     "Users who walk through items of one kind; the title names the kind."
     rng = np.random.default_rng(seed)
     items = pd.DataFrame({"item": [f"i{n}" for n in range(n_items)],
-                          "title": [" ".join([WORDS[n % 6], *rng.choice(WORDS, 3), str(n)]) for n in range(n_items)]})  # fmt: skip
+                          "title": [" ".join([WORDS[n % 6], *rng.choice(WORDS[6:], 3), str(n)]) for n in range(n_items)]})  # fmt: skip
     log = [(f"u{u}", f"i{(u % 6) + 6 * int(step)}") for u in range(80) for step in rng.permutation(n_items // 6)[:7]]
     return read_events(pd.DataFrame(log, columns=["user", "item"]), items=items, name="toy")
 
