@@ -647,6 +647,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'itemlm.study.finish_run': ('api/study.html#finish_run', 'itemlm/study.py'),
                               'itemlm.study.plan': ('api/study.html#plan', 'itemlm/study.py'),
                               'itemlm.study.read_records': ('api/study.html#read_records', 'itemlm/study.py'),
+                              'itemlm.study.read_tests': ('api/study.html#read_tests', 'itemlm/study.py'),
                               'itemlm.study.record_name': ('api/study.html#record_name', 'itemlm/study.py'),
                               'itemlm.study.record_of': ('api/study.html#record_of', 'itemlm/study.py'),
                               'itemlm.study.results_html': ('api/study.html#results_html', 'itemlm/study.py'),

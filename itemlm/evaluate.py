@@ -55,11 +55,12 @@ def protocol_of(
     rec: Recommender,
     parts: Split,
     part: Part,
+    targets: np.ndarray | None = None,  # (B,) columns from `part_columns`, if they are at hand: a million items take seconds
 ) -> dict:  # JSON-able; `seen` is added for each result
     "How a part is evaluated: split, filters, candidates, ties, and who counts."
     how = {key: value for key, value in parts.protocol.items() if not key.startswith(("valid_", "test_", "train_"))}
     filters = {key: parts.events.provenance[key] for key in ("k_core", "min_rating") if key in parts.events.provenance}
-    targets = rec.part_columns(parts, part)[1]
+    targets = rec.part_columns(parts, part)[1] if targets is None else targets
     owner = np.repeat(np.arange(len(part.users)), part.histories.lengths)
     again = np.unique(owner[part.histories.values == part.targets[owner]])
     return how | filters | {
@@ -187,9 +188,10 @@ def slices_of(
     rec: Recommender,
     parts: Split,
     part: Part,
+    targets: np.ndarray | None = None,  # (B,) columns from `part_columns`, if they are at hand
 ) -> dict[str, pd.Categorical]:  # name of the cut -> the group of each target (B,), or none
     "Cuts of a part's targets by what the data say of them."
-    targets = rec.part_columns(parts, part)[1]
+    targets = rec.part_columns(parts, part)[1] if targets is None else targets
     counts = np.append(rec.items["count"].to_numpy(np.float64), np.nan)[targets]  # -1: the NaN at the end
     owner = np.repeat(np.arange(len(part)), part.histories.lengths)
     again = np.bincount(owner[part.histories.values == part.targets[owner]], minlength=len(part)) > 0
@@ -311,7 +313,8 @@ def _part_results(
     if not len(part):
         raise ValueError(f"the {part.name} part has no users: nothing to evaluate; move the split's cuts or give more data")
     ranks = rec.rank_part(parts, part, top_k=_TOP, batch=batch)
-    protocol, owners, histories = protocol_of(rec, parts, part), owners_of(part), rec.part_columns(parts, part)[0]
+    histories, targets = rec.part_columns(parts, part)
+    protocol, owners, cuts = protocol_of(rec, parts, part, targets), owners_of(part), slices_of(rec, parts, part, targets)
     column = attribute_column(rec.items)
     attributes = item_attributes(rec.items, column) if column else None
     rows, users = [], []
@@ -322,7 +325,7 @@ def _part_results(
         rows.append({"part": part.name, "protocol": protocol | {"seen": rule}, "metrics": metrics | whole})
         users.append(_target_table(part, rule, r, lists))
     k = 10 if 10 in ks else max(ks)
-    return rows, pd.concat(users), slice_table(ranks, part, slices_of(rec, parts, part), (f"ndcg@{k}", f"recall@{k}"), seed)
+    return rows, pd.concat(users), slice_table(ranks, part, cuts, (f"ndcg@{k}", f"recall@{k}"), seed)
 
 
 def _target_table(part: Part, rule: str, ranks: PartRanks, lists: dict[str, np.ndarray]) -> pd.DataFrame:
