@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plan', 'finish_run', 'record_of', 'record_name', 'write_json', 'carry_out', 'read_records', 'results_table',
-           'results_html', 'compare_recorded', 'tests_html', 'verdict', 'cost_figure']
+           'results_html', 'compare_recorded', 'read_tests', 'tests_html', 'verdict', 'cost_figure']
 
 # %% ../nbs/api/16_study.ipynb #7f5cd7c3
 import json
@@ -20,7 +20,7 @@ import psutil
 
 from .evaluate import compare, evaluate
 from .events import atomic_write
-from .run import Html, configured, open_run, opened_data, run_folder
+from .run import MODELS, Html, configured, open_run, opened_data, run_folder
 from .training import RESUME, fit
 
 # %% ../nbs/api/16_study.ipynb #57b913e7
@@ -34,6 +34,8 @@ def plan(
     ties: tuple[str, ...] = ("as_is",),  # or ("as_is", "shuffled")
 ) -> list[dict]:  # parameters of each run
     "All runs of a study, data set by data set."
+    if unknown := sorted({*models, *(more_seeds or {})} - set(MODELS)):
+        raise ValueError(f"there is no model {', '.join(unknown)}: valid are {', '.join(MODELS)}")
     counted = {"popularity", "markov", "item_knn"}
     of = lambda model: 1 if model in counted else (more_seeds or {}).get(model, seeds)  # noqa: E731
     fixed = {"preset": preset, "protocol": protocol, "epochs": 0, "precision": "float32"}
@@ -196,6 +198,16 @@ def compare_recorded(
                            "footer": comparison.footer, "date": datetime.now(UTC).date().isoformat()}  # fmt: skip
             write_json(Path(records) / f"tests-{name}.json", json.loads(json.dumps(found[name], default=float)))
     return found
+
+
+def read_tests(
+    records: str | Path,  # folder of the records
+    datasets: list[str],
+    preset: str = "small",
+) -> list[dict]:
+    "Recorded tests of some data sets, as far as there are any."
+    paths = [Path(records) / f"tests-{Path(dataset).stem}-{preset}-as_is.json" for dataset in datasets]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 def tests_html(
