@@ -15,6 +15,17 @@ def named(path: Path) -> str:
     return path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
 
 
+# Beside other workers, a second thread waits more than it works; notebooks' own processes inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    "With several workers a file stays with one of them, which makes its costly fixtures once; notebooks are dealt out singly."
+    for item in items:
+        if item.path.name != "test_notebooks.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(scope="session")
 def browser():
     "A headless Chromium; the test is skipped where there is none, except in CI."
