@@ -8,6 +8,7 @@ __all__ = ['plan', 'finish_run', 'record_of', 'record_name', 'write_json', 'carr
 
 # %% ../nbs/api/16_study.ipynb #7f5cd7c3
 import json
+import math
 import platform
 import time
 from collections import defaultdict
@@ -17,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 import psutil
+from safetensors import safe_open
 
 from .evaluate import compare, evaluate
 from .events import atomic_write
@@ -78,8 +80,9 @@ def record_of(
     known = {name: parameters[name] for name in ("model", "dataset", "preset", "ties", "seed")}
     about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine, "params": parameters}
     about |= {"epochs": len(rows), "log": [[row["epoch"], round(row["ndcg@10"], 5), row["seconds"]] for row in rows]}
-    return known | about | {name: saved[name] for name in ("data", "seconds", "versions", "results") if name in saved} | {
-        "parameters": saved.get("model", {}).get("parameters")}  # fmt: skip
+    with safe_open(Path(folder) / "model.safetensors", "pt") as weights:  # counts of models that only count stand there too
+        about["parameters"] = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
+    return known | about | {name: saved[name] for name in ("data", "seconds", "versions", "results") if name in saved}
 
 
 def record_name(parameters: dict) -> str:
