@@ -283,8 +283,9 @@ def _curves(facts: _Facts) -> dict:
     users = np.histogram(facts.events.sequences.lengths, edges)[0]
     curves = {"popularity": (ranks, counts[ranks - 1]), "history length": (labels, users)}
     if facts.events.has_times:
-        gaps = np.searchsorted(list(GAPS.values()), np.maximum(_gaps(facts), 0), side="left")
-        curves["time gap"] = (list(GAPS), np.bincount(gaps, minlength=len(GAPS)) / max(len(gaps), 1))
+        gaps = _gaps(facts)
+        bars = np.where(gaps <= 0, 0, 1 + np.searchsorted(list(GAPS.values())[1:], gaps, side="right"))
+        curves["time gap"] = (list(GAPS), np.bincount(bars, minlength=len(GAPS)) / max(len(gaps), 1))
     return {name: tuple(np.asarray(axis).tolist() for axis in axes) for name, axes in curves.items()}
 
 # %% ../nbs/api/02_doctor.ipynb #26485b8b
