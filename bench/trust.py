@@ -29,7 +29,8 @@ NOTES = (
     "slices; an untrained ItemLM of the small preset (training changes no cost), median of 3, with evaluate_threads threads. "
     f"evaluate_big_*: the same for a made-up table of {USERS:,} users and {ITEMS:,} items with titles, genres and times, and an "
     "untrained ItemLM of width 8, in a process of its own: seconds of evaluate, and peak resident memory of the whole process, data, "
-    "vocabulary and model included. <model>_beauty_ndcg@10: test part, leave-one-out, full ranking, seen items dropped; mean over the "
+    "vocabulary and model included. <model>_beauty_ndcg@10: test part, leave-one-out in the order of the file, full ranking, seen items "
+    "dropped; mean over the "
     "seeds in bench/results/compare; of several settings of a model the one with the most seeds, then the best on the validation part."
 )
 
@@ -90,7 +91,7 @@ def ndcg_of(result: dict, part: str) -> float | None:
     "NDCG@10 of a record under the one protocol."
     how = {"split": "leave_one_out", "seen": "drop", "candidates": "all"}
     for row in result["results"]:
-        if row["part"] == part and how.items() <= row["protocol"].items():
+        if row["part"] == part and how.items() <= row["protocol"].items() and "data_ties" not in row["protocol"]:
             return row["metrics"]["ndcg@10"]["mean"]
 
 
@@ -105,7 +106,7 @@ def accuracy():
     found = defaultdict(lambda: defaultdict(dict))  # model -> setting -> seed -> its record
     for path in sorted((RESULTS / "compare").glob("*.json")):
         result = json.loads(path.read_text())
-        if result["dataset"] == "beauty" and result["model"] in MODELS and ndcg_of(result, "test") is not None:
+        if result.get("dataset") == "beauty" and result["model"] in MODELS and ndcg_of(result, "test") is not None:  # others hold tests
             found[result["model"]][settings(result)][result["seed"]] = result
     figures = {}
     for model in (model for model in MODELS if model in found):

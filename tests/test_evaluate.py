@@ -259,16 +259,21 @@ def test_accuracy_figures_are_means_over_seeds_of_one_setting(tmp_path, monkeypa
     import trust
 
     def note(name, model, seed, test, valid=.1, dataset="beauty", **params):
-        rows = [{"part": part, "protocol": {"split": split, "seen": seen, "candidates": "all"}, "metrics": {"ndcg@10": {"mean": value}}}
+        order = {"data_ties": "shuffled, seed 0"} if params.get("ties") == "shuffled" else {}
+        rows = [{"part": part, "protocol": {"split": split, "seen": seen, "candidates": "all"} | order,
+                 "metrics": {"ndcg@10": {"mean": value}}}
                 for part, split, seen, value in (("valid", "leave_one_out", "drop", valid), ("test", "leave_one_out", "keep", .9),
                                                  ("test", "global_time", "drop", .8), ("test", "leave_one_out", "drop", test))]
         record = {"model": model, "dataset": dataset, "seed": seed, "params": {"seed": seed, **params}, "results": rows}
         (tmp_path / "compare" / f"{name}.json").write_text(json.dumps(record))
 
     (tmp_path / "compare").mkdir()
+    (tmp_path / "compare/tests-beauty.json").write_text('{"tests": []}')
     for seed, value in enumerate((.05, .06, .07)):
         note(f"a{seed}", "item_lm", seed, value, width=64)
     note("wide", "item_lm", 0, .5, width=128)  # one seed only
+    for seed in range(4):
+        note(f"shuffled{seed}", "item_lm", seed, .4, width=64, ties="shuffled")  # other data, in truth
     note("toys", "item_lm", 3, .5, dataset="toys", width=64)
     note("p1", "popularity", 0, .01, valid=.02)
     note("p2", "popularity", 0, .03, valid=.01, window=7)  # better on test, but not on validation
