@@ -497,7 +497,7 @@ CSS = """
 .itemlm-map > * {flex: 1 1 0; min-width: 0; width: 100%;}
 .itemlm h4 {font-size: 14px; margin: 4px 0 6px; font-weight: 600;}
 .itemlm p {margin: 4px 0 8px;}
-.itemlm ol {list-style: none; margin: 0; padding: 0;}
+.itemlm ol {list-style: none; margin: 0 !important; padding: 0 !important;}
 .itemlm li {display: flex; gap: 8px; align-items: center; height: 28px; box-sizing: border-box; position: relative;
   border-bottom: 1px solid rgba(128,128,128,.2);}
 .itemlm li .n {min-width: 22px; text-align: right; opacity: .7; font-variant-numeric: tabular-nums;}
@@ -530,17 +530,17 @@ CSS = """
 .itemlm svg.times {display: block; width: 100%; height: 50px; fill: #56B4E9; stroke: none;}
 .itemlm svg.times path {stroke: rgba(128,128,128,.6);}
 .itemlm .ends {display: flex; justify-content: space-between; opacity: .7; margin-bottom: 8px; font-size: 12px;}
-.itemlm .same {opacity: .45;}
 .itemlm svg.line {display: block; width: 100%; height: 20px; overflow: visible;}
 .itemlm svg.line line {stroke: rgba(128,128,128,.6);}
 .itemlm svg.line circle {fill: #56B4E9; fill-opacity: .6;}
 .itemlm svg.line .target {fill: #E69F00; fill-opacity: 1;}
 .itemlm .wide {overflow-x: auto;}
 .itemlm svg text {fill: currentColor; font-size: 12px;}
+.itemlm svg text.small {font-size: 10px;}
 .itemlm svg text.target {fill: #C97B00; font-weight: 600;}
 .itemlm svg.heat rect {fill: #1B86C8; stroke: rgba(128,128,128,.25); stroke-width: 1;}
 .itemlm svg.along path {fill: none; stroke-width: inherit;}
-.itemlm svg.along g {stroke-width: 2; opacity: .85;}
+.itemlm svg.along g {stroke-width: 2;}
 .itemlm .heads {display: flex; flex-wrap: wrap; gap: 8px; margin: 4px 0 8px;}
 .itemlm .head {display: flex; flex-direction: column; align-items: center; gap: 4px; height: auto; padding: 6px; font-size: 12px;
   border: 1px solid rgba(128,128,128,.4); border-radius: 4px;}
@@ -642,10 +642,10 @@ def times_svg(
 
 def _span(seconds: float) -> str:
     "A length of time in words."
-    for name, unit in (("years", 31_556_952), ("months", 2_629_746), ("days", 86_400), ("hours", 3600)):
+    for name, unit in (("years", 31_556_952), ("months", 2_629_746), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * unit:
             return f"{seconds / unit:.0f} {name}"
-    return "an hour"
+    return "a minute"
 
 
 def item_html(
@@ -708,11 +708,11 @@ def history_html(
     times: np.ndarray = np.empty(0, np.int64),  # of `case_times`
     most: int = 15,
 ) -> str:
-    "The newest items of a history with their dates, or in their order where none are known."
+    "The newest items of a history with the dates on which it changed, or in their order where none are known."
     names = np.append("(an item the model does not know)", item_names(rec.items))
     recent = np.maximum(np.asarray(history[-most:], np.int64) - rec.tokenizer.n_special + 1, 0)
     dates = [_date(time) for time in times[len(history) - len(recent) : len(history)]] or [""] * len(recent)
-    rows = [{"n": len(history) - i, "title": names[c], "value": date if date != later else f"<span class=same>{date}</span>"}
+    rows = [{"n": len(history) - i, "title": names[c], "value": date if date != later else ""}
             for i, (c, date, later) in enumerate(zip(recent[::-1], dates[::-1], ["", *dates[::-1]]))]  # fmt: skip
     more = f"<p class=note>and {len(history) - most:,} earlier</p>" if len(history) > most else ""
     return list_html(rows, "History, newest first", "No history: popular items are recommended.") + more
@@ -1159,7 +1159,7 @@ def heat_svg(
                     for t in range(n) for s in range(t + 1))  # fmt: skip
     rows = "".join(f'<text x="{left - 8}" y="{33 + cell * t}" text-anchor="end">{html.escape(_cut(title, 32))} {first + t}</text>'
                    for t, title in enumerate(titles))  # fmt: skip
-    columns = "".join(f'<text x="{left + cell * s + 8}" y="14" text-anchor="middle">{first + s}</text>' for s in range(n))
+    columns = "".join(f'<text x="{left + cell * s + 8}" y="14" text-anchor="middle" class=small>{first + s}</text>' for s in range(n))
     size = f'width="{left + cell * n}" height="{22 + cell * n}"'
     return f'<div class=wide><svg class=heat {size} role="img" aria-label="Attention weights">{cells}{rows}{columns}</svg></div>'
 
@@ -1208,18 +1208,18 @@ def along_html(
     names = dict(zip(rec.tokenizer.items, item_names(rec.items)))
     table = along(rec, history, k, last=steps)
     shown = table["step"].unique()
-    at, wide, high = {step: n for n, step in enumerate(shown)}, 84, 26
+    at, high = {step: n for n, step in enumerate(shown)}, 26
     places = {item: [(at[s], int(r)) for s, r in zip(rows["step"], rows["rank"])] for item, rows in table.groupby("item", sort=False)}
     final = table[table["step"] == shown[-1]]["item"].tolist()
-    colours = {item: COLOURS[n % len(COLOURS)] for n, item in enumerate(final)}
     hidden = rec.tokenizer.items[target] if target >= 0 else None
-    x, y = lambda n: 30 + wide * n, lambda rank: 14 + high * (rank - 1)
+    colours = {item: COLOURS[n % len(COLOURS)] for n, item in enumerate(final)} | {hidden: "#E69F00"}
+    x, y = lambda n: 38 + _STEP * n, lambda rank: 14 + high * (rank - 1)
     lines = "".join(_path_svg([(x(n), y(r)) for n, r in path], names[item], colours.get(item, GREY), item == hidden)
                     for item, path in sorted(places.items(), key=lambda entry: entry[0] in colours))  # fmt: skip
     right = x(len(shown) - 1)
-    ends = "".join(f'<text x="{right + 14}" y="{y(n) + 4}"{" class=target" * (item == hidden)}>{html.escape(_cut(names[item], 44))}</text>'
+    ends = "".join(f'<text x="{right + 14}" y="{y(n) + 4}"{" class=target" * (item == hidden)}>{html.escape(_cut(names[item], 36))}</text>'
                    for n, item in enumerate(final, 1))  # fmt: skip
-    numbers = "".join(f'<text x="10" y="{y(n) + 4}" text-anchor="end">{n}</text>' for n in range(1, k + 1))
+    numbers = "".join(f'<text x="18" y="{y(n) + 4}" text-anchor="end">{n}</text>' for n in range(1, k + 1))
     bottom = y(k) + 30
     ranks = along(rec, history, items=[hidden], last=steps)["rank"] if hidden else []
     found = "".join(f'<text x="{x(n)}" y="{bottom}" text-anchor="middle" class=target>{"seen" if pd.isna(rank) else f"{rank:,}"}</text>'
@@ -1228,17 +1228,19 @@ def along_html(
     read = [("nothing read yet" if step == 0 else _cut(names.get(history[step - 1], history[step - 1]), 26)) for step in shown]
     labels = "".join(f'<text transform="translate({x(n) + 6} {bottom + 18}) rotate(38)">{html.escape(name)}</text>'
                      for n, name in enumerate(read))  # fmt: skip
-    size = f'width="{right + 330}" height="{bottom + 140}"'
+    size = f'width="{right + 270}" height="{bottom + 140}"'
     picture = f'<svg class=along {size} role="img" aria-label="The list after each step">{lines}{numbers}{ends}{found}{labels}</svg>'
     return f"<h4>How the list changes with each item that is read</h4><div class=wide>{picture}</div>"
 
 
+_STEP = 66  # pixels between steps
+
+
 def _path_svg(points: list[tuple[float, float]], name: str, colour: str, hidden: bool) -> str:
     "An item's line; broken where it was not in the list."
-    step = 84
-    path = "".join(f"{'M' if n == 0 or px - points[n - 1][0] > step else 'L'}{px} {py}" for n, (px, py) in enumerate(points))
+    path = "".join(f"{'M' if n == 0 or px - points[n - 1][0] > _STEP else 'L'}{px} {py}" for n, (px, py) in enumerate(points))
     dots = "".join(f'<circle cx="{px}" cy="{py}" r="{7 if hidden else 5}"/>' for px, py in points)
-    mark = ' stroke-width="4"' if hidden else ""
+    mark = ' stroke-width="4"' if hidden else ' opacity=".45"' if colour == GREY else ""
     return f'<g stroke="{colour}" fill="{colour}"{mark}><title>{html.escape(name)}</title><path d="{path}"/>{dots}</g>'
 
 # %% ../nbs/api/14_explore.ipynb #5bffd6cb
@@ -1345,7 +1347,9 @@ def beginning(
         train = rec.histories.head(lengths - 2 * (lengths > 2))
     with torch.random.fork_rng():
         torch.manual_seed(fitted["seed"])
-        model = type(rec.model)(rec.model.config)
+        model = rec.model.config.build()
+        if hasattr(model, "read_items"):  # a model that makes its item vectors from text
+            model.read_items(rec.items)
         if fitted.get("head_start"):
             model.start_from(cooccurrence_vectors(train, rec.tokenizer.vocab_size, rec.model.config.width))
     return replace(rec, model=model.eval(), log=[])
@@ -1418,7 +1422,7 @@ class PairView(W.VBox):
         self.by = choice("Colour by", [*self.choices, "neighbours kept"], layout=W.Layout(width="240px"))
         self.find = typing("Find title", "type a few letters")
         self.status, self.found, self.page = Page(kind="status"), Page(kind="found"), Page(kind="pair")
-        self.holder = W.Box(layout=W.Layout(width="100%", overflow="hidden"))
+        self.holder = W.Box(layout=W.Layout(width="100%", height="520px", overflow="hidden"))
         self.holder.add_class("itemlm-map")
         self.beside.observe(lambda _: self.open_other(), "value")
         self.by.observe(lambda _: self.draw(), "value")
@@ -1471,7 +1475,7 @@ class PairView(W.VBox):
         if item not in self.rows:
             self.status.html = "<p class=error>The other model does not know this item: choose another one.</p>"
             return
-        self.picked, self.status.html = self.rows[item], ""
+        self.picked, self.status.html, self.found.html = self.rows[item], "", ""
         self.show()
 
     def show(self):
@@ -1505,7 +1509,8 @@ class RunsView(W.VBox):
         self.holder = W.VBox(layout=W.Layout(width="100%"))
         for control in (self.first, self.second):
             control.observe(lambda _: self.draw(), "value")
-        super().__init__([Page(kind="runs", html=runs_html(runs)), W.HBox([self.first, self.second]), self.holder])
+        table = Page(kind="runs", html=f"<div class=wide>{runs_html(runs)}</div>")
+        super().__init__([table, W.HBox([self.first, self.second]), self.holder])
         self.draw()
 
     def draw(self):
@@ -1650,7 +1655,7 @@ def _bodies(rec: Recommender, run: Path | None, users: int, beside: str | Path |
                "what-if": "<hr>".join(board_html(rec, history) for history in known[:3])}  # fmt: skip
     bodies["at-work"] = "<hr>".join(_work_body(rec, history, int(cases.targets[row])) for row, history in zip(rows[:2], known) if history)
     bodies["side-by-side"] = _pair_body(rec, beside) if beside is not None and drawn else ""
-    bodies["runs"] = runs_html(list_runs(run.parent)) + _compared_body(run, beside) if run else ""
+    bodies["runs"] = f"<div class=wide>{runs_html(list_runs(run.parent))}</div>{_compared_body(run, beside)}" if run else ""
     return bodies
 
 

@@ -17,12 +17,14 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
 
 from itemlm import evaluate, fit, load_dataset, split, tiny
-from itemlm.explore import explore
+from itemlm.explore import Explorer, explore
 
 TOKEN = "explore-test"
 SHOTS = ROOT / "tmp/explore"
@@ -110,6 +112,8 @@ def lab_page(browser, place, address, width=1280, theme="Light"):
         started = until(lambda: "[1]:" in "".join(texts(page, ".jp-InputPrompt")) and time.monotonic())  # the cell of imports is done
         page.wait_for_selector(".js-plotly-plot canvas", state="attached")
         page.first_view_seconds = time.monotonic() - started
+        page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
+        page.locator(".itemlm-explorer").scroll_into_view_if_needed()  # JupyterLab draws what is on the screen
         yield page
     except Exception:
         shot(page, f"failed-{theme.lower()}-{width}")
@@ -160,74 +164,200 @@ LONELY = """() => {
 }"""  # the point farthest from all others: where it is on the screen, and its title
 
 
-def use_map(page):
-    "Search by title, pick a result, then click a point."
-    page.get_by_label("Find title").fill("star wars")
-    until(lambda: any("Star Wars" in text for text in texts(page, ".itemlm-found li")))
+def label(page, name):
+    return page.get_by_label(name, exact=True).locator("visible=true")
+
+
+def press(page, name):
+    page.get_by_role("button", name=re.compile(rf"^\W*{name}$")).locator("visible=true").click()  # an icon stands before the name
+
+
+def says(page, selector, text):
+    "Wait until a visible part of the page says something; all that it says."
+    return until(lambda: text in (said := "\n".join(texts(page, f"{selector} >> visible=true"))) and said)
+
+
+def lists(page, kind, n):
+    "Titles of a page's n-th list."
+    return page.locator(f".itemlm-{kind}:visible ol").nth(n).locator(".t").all_inner_texts()
+
+
+def use_map(page, projection=False):
+    "Search by title, pick a result, follow a neighbour, change colours and projection, click a point."
+    label(page, "Find title").fill("star wars")
+    says(page, ".itemlm-found", "Star Wars")
     page.locator(".itemlm-found button").first.click()
-    until(lambda: any("Star Wars" in text for text in texts(page, ".itemlm-near h4")))
-    assert page.locator(".itemlm-near li").count() >= 10
-    page.get_by_label("Find title").fill("no such film")
-    until(lambda: any("try fewer letters" in text for text in texts(page, ".itemlm-found")))
-    page.get_by_label("Colour by").select_option("popularity")
-    page.wait_for_selector(".js-plotly-plot .infolayer .cbaxis, .js-plotly-plot .infolayer [class*=colorbar]", state="attached")
+    shown = says(page, ".itemlm-near", "Star Wars")
+    assert page.locator(".itemlm-near ol").first.locator("li").count() >= 10
+    for part in ("genres", "times in training", "Taken over time", "most:", "Nearest by cosine", "Taken next", " ×"):
+        assert part in shown
+    neighbour = lists(page, "near", 0)[0]
+    page.locator(".itemlm-near ol button").first.press("Enter")  # by keyboard
+    until(lambda: texts(page, ".itemlm-near h4.name") == [neighbour])
+    label(page, "Find title").fill("no such film")
+    says(page, ".itemlm-found", "try fewer letters")
+    label(page, "Colour by").select_option("cluster")
+    until(lambda: any("like " in text for text in page.locator(".js-plotly-plot .legendtext").all_text_contents()))
+    label(page, "Colour by").select_option("first seen")
+    colourbar = ".js-plotly-plot .infolayer .cbaxis, .js-plotly-plot .infolayer [class*=colorbar]"
+    page.wait_for_selector(colourbar, state="attached")
+    if projection:
+        was = page.evaluate(PLACES)
+        label(page, "Projection").select_option("UMAP")
+        says(page, ".itemlm-status", "in the background")
+        label(page, "Find title").fill("toy story")  # the kernel goes on answering
+        says(page, ".itemlm-found", "Toy Story")
+        until(lambda: page.evaluate(PLACES) != was, 120)
+        until(lambda: not "".join(texts(page, ".itemlm-status")))
     page.wait_for_timeout(500)
-    before = texts(page, ".itemlm-near h4")
+    before = texts(page, ".itemlm-near h4.name")
     x, y, title = page.evaluate(LONELY)
     page.mouse.move(x - 4, y)
     page.mouse.move(x, y)
     page.wait_for_selector(".js-plotly-plot .hovertext", state="attached")
     page.mouse.click(x, y)
-    until(lambda: texts(page, ".itemlm-near h4") != before)
-    assert texts(page, ".itemlm-near h4")[0].startswith(title[:60])
+    until(lambda: texts(page, ".itemlm-near h4.name") != before)
+    assert texts(page, ".itemlm-near h4.name")[0].startswith(title[:60])
+
+
+PLACES = "() => Array.from(document.querySelector('.js-plotly-plot')._fullData[1].x.slice(0, 5)).join()"
 
 
 def use_users(page, expected):
-    "Find a user, read history, list and hidden item; keep seen items; put the other run beside."
+    "Find a user, read history, list and hidden item; k, slices, a random user, seen items kept, the other run beside."
     tab(page, "Users")
     page.wait_for_selector(".itemlm-user ol")
-    page.get_by_label("Find user").fill(expected["user"])
-    until(lambda: f"User {expected['user']}," in "".join(texts(page, ".itemlm-user h4")))
-    page_text = "\n".join(texts(page, ".itemlm-user"))
-    assert expected["rank"] in page_text and all(title in page_text for title in expected["titles"])
-    drop = texts(page, ".itemlm-user .columns > div:nth-child(2) .t")
+    label(page, "Find user").fill(expected["user"])
+    said = says(page, ".itemlm-user", f"User {expected['user']},")
+    assert expected["rank"] in said and expected["date"] in said and all(title in said for title in expected["titles"])
+    assert page.locator(".itemlm-user svg.line circle.target").count() == 1
+    drop = lists(page, "user", 1)
     assert drop == expected["drop"]
-    page.get_by_role("button", name="Keep them").click()
-    until(lambda: texts(page, ".itemlm-user .columns > div:nth-child(2) .t") == expected["keep"])
-    page.get_by_role("button", name="Drop seen items").click()
-    until(lambda: texts(page, ".itemlm-user .columns > div:nth-child(2) .t") == drop)
-    page.get_by_label("Beside").select_option("other")
+    press(page, "Keep them")
+    until(lambda: lists(page, "user", 1) == expected["keep"])
+    press(page, "Drop seen items")
+    until(lambda: lists(page, "user", 1) == drop)
+    page.locator(".widget-slider:visible [role=slider], .widget-slider:visible .noUi-handle").first.press("ArrowRight")
+    until(lambda: len(lists(page, "user", 1)) == 11 and lists(page, "user", 1)[:10] == drop)
+    label(page, "Beside").select_option("other")
     until(lambda: page.locator(".itemlm-user .columns > div").count() == 3)
-    assert "items are in both lists" in "".join(texts(page, ".itemlm-user"))
+    says(page, ".itemlm-user", "items are in both lists")
+    label(page, "Find user").fill("no such user")
+    says(page, ".itemlm-user", "No user of this slice")
+    label(page, "Find user").fill("")
+    for name, user in expected["slices"].items():
+        label(page, "Slice").select_option(name)
+        said = says(page, ".itemlm-user", f"User {user},")
+    assert expected["wrong"] in said  # the last slice is where the model is wrong by most
+    label(page, "Slice").select_option("everybody")
+    seen = set()
+    for _ in range(3):  # two of three random users may be the same
+        press(page, "Random user")
+        page.wait_for_timeout(1000)
+        seen |= set(texts(page, ".itemlm-user h4 >> nth=0"))
+    assert len(seen) > 1
 
 
-def use_what_if(page):
-    "A stranger's history from nothing: add two films, take one out, begin again; the list must follow."
+def use_what_if(page, expected):
+    "A stranger's history from nothing: add two films, move and take them out by keyboard, begin with a user; the list must follow."
     tab(page, "What-if")
     page.wait_for_selector(".itemlm-board:visible")
     board = lambda: "".join(texts(page, ".itemlm-board"))
     begun = board()
-    page.get_by_role("button", name="Empty").click()
+    assert page.locator(".itemlm-board svg path").count()  # because you viewed
+    press(page, "Empty")
     empty = until(lambda: board() != begun and board())
     for words, title in (("star wars", "Star Wars"), ("lion king", "Lion King")):
         before = board()
-        page.get_by_label("Add title").fill(words)
-        page.locator(".itemlm-found:visible [data-do=add]", has_text="Add").first.wait_for()
+        label(page, "Add title").fill(words)
         until(lambda: title in "".join(texts(page, ".itemlm-found:visible")))
         page.locator(".itemlm-found:visible [data-do=add]").first.click()
         until(lambda: board() != before and title in board())
-    for _ in range(2):
-        before = board()
+    order, moved = lists(page, "board", 0), board()
+    page.locator(".itemlm-board [data-do=up]:not(:disabled)").first.press("Enter")
+    until(lambda: lists(page, "board", 0) == order[::-1])
+    assert board() != moved
+    assert page.evaluate("document.activeElement.closest('li')?.innerText").find(order[1]) >= 0  # the focus goes with the item
+    page.keyboard.press("Enter")  # its only way left is back
+    until(lambda: lists(page, "board", 0) == order)
+    page.locator(".itemlm-board [data-do=add]").first.click()  # of the recommendations
+    until(lambda: len(lists(page, "board", 0)) == 3)
+    for left in (2, 1, 0):
         page.locator(".itemlm-board [data-do=remove]").first.click()
-        until(lambda: board() != before)
-    assert board() == empty
-    page.get_by_role("button", name="Start over").click()
+        until(lambda: page.locator(".itemlm-board [data-do=remove]").count() == left)
+    until(lambda: board() == empty)
+    press(page, "Start over")
     until(lambda: board() == begun)
+    label(page, "Begin with user").fill(expected["user"])
+    label(page, "Begin with user").press("Enter")
+    until(lambda: lists(page, "board", 0)[:3] == expected["titles"][2::-1])
+    label(page, "Begin with user").fill("no such user")
+    label(page, "Begin with user").press("Enter")
+    says(page, ".itemlm-board", "There is no user")
+
+
+def use_work(page, expected):
+    "A user's history read step by step, and every head once."
+    tab(page, "At work")
+    label(page, "User").fill(expected["user"])
+    label(page, "User").press("Enter")
+    drawn = lambda: "".join(page.locator(".itemlm-along svg").all_text_contents())
+    until(lambda: all(title[:20] in drawn() for title in expected["drop"]))
+    assert "rank of the hidden item" in drawn()
+    assert expected["rank"].split()[1] in page.locator(".itemlm-along svg text.target").all_text_contents()
+    heads = page.locator(".itemlm-looks [data-do=head]")
+    for at in range(1, heads.count()):
+        name = heads.nth(at).inner_text().strip()
+        heads.nth(at).press("Enter")
+        says(page, ".itemlm-looks", f"In {name}, the last step, {expected['last']}, looks most at:")
+    assert page.locator(".itemlm-looks svg.heat rect").count() > 5
+    before = texts(page, ".itemlm-looks")
+    press(page, "Random user")
+    until(lambda: texts(page, ".itemlm-looks") != before)
+
+
+def use_pair(page, expected):
+    "This run beside its own beginning, then beside the other run: the same item in both."
+    tab(page, "Side by side")
+    says(page, ".itemlm-pair", expected["kept"])
+    label(page, "Find title").fill("star wars")
+    says(page, ".itemlm-found", "Star Wars")
+    page.locator(".itemlm-found:visible button").first.click()
+    says(page, ".itemlm-pair", "of its 10 neighbours are the same")
+    assert "Nearest in its beginning" in "".join(texts(page, ".itemlm-pair"))
+    marks = page.locator(".itemlm-explorer .js-plotly-plot:visible").evaluate("gd => gd._fullData.slice(-6).map(t => t.x.length)")
+    assert marks == [10, 10, 1] * 2
+    label(page, "Colour by").select_option("neighbours kept")
+    until(lambda: page.locator(".itemlm-explorer .js-plotly-plot:visible").evaluate("gd => gd._fullData?.length") == 8)
+    label(page, "Beside").select_option("other")
+    says(page, ".itemlm-pair", "nearest in other")
+    changed = lists(page, "pair", 0)[0]
+    page.locator(".itemlm-pair ol button").first.click()
+    until(lambda: texts(page, ".itemlm-pair h4.name") == [changed])
+
+
+def use_runs(page):
+    "The table sorted by its headings, and two runs compared."
+    tab(page, "Runs")
+    page.wait_for_selector("table.runs")
+    rows = lambda: page.locator("table.runs tbody tr td:first-child").all_inner_texts()
+    assert sorted(rows()) == ["main", "other"]
+    page.locator("table.runs th button", has_text="epochs").click()
+    until(lambda: rows() == ["other", "main"])
+    page.locator("table.runs th button", has_text="epochs").press("Enter")
+    until(lambda: rows() == ["main", "other"])
+    said = until(lambda: "Users won and lost" in (said := "".join(texts(page, ".itemlm-compare"))) and said)
+    assert "epochs" in said and "NDCG@10" in said.upper() and "main less other" in said
+    until(lambda: page.locator(".itemlm-explorer .js-plotly-plot:visible").count() == 2)
+    label(page, "First").select_option("main")
+    says(page, ".itemlm", "Choose two runs")
+    label(page, "Second").select_option("other")
+    until(lambda: "other less main" in "".join(texts(page, ".itemlm-compare")))
 
 
 @pytest.fixture(scope="module")
 def expected(place):
-    "What the page must say of one user whose list the seen filter changes."
+    "What the page must say, found without a page; the user is one whose list the seen filter changes."
     explorer = explore(place / "runs/main")
     explorer.tabs.selected_index = 1
     view = explorer.built[1]
@@ -239,38 +369,72 @@ def expected(place):
             break
     view.show(row)
     rank = html.unescape(re.search(r"stands at rank <b>([\d,]+)</b>", view.page.html)[1])
-    newest = rec.titles(rec.tokenizer.items[cases.histories[row][-3:] - rec.tokenizer.n_special])
-    return lists | {"user": user, "rank": f"rank {rank} of", "titles": [*newest, rec.items["title"].iloc[cases.targets[row]]]}
+    newest = list(rec.titles(rec.tokenizer.items[cases.histories[row][-3:] - rec.tokenizer.n_special]))
+    events = load_dataset("ml-latest-small")
+    sequence = events.sequences.offsets[list(events.users).index(user) + 1] - 2  # the newest but the hidden one
+    slices = {name: cases.users[rows[0]] for name, rows in view.slices.items() if name != "everybody"}
+    slices["model most wrong"] = slices.pop("model most wrong")  # last
+    worst = pd.read_parquet(place / "runs/main/per_user.parquet").query("part == 'test' and protocol == 'drop'")["rank"]
+    explorer.tabs.selected_index = list(explorer.views).index("Side by side")
+    return lists | {
+        "user": user, "rank": f"rank {rank} of", "titles": [*newest, rec.items["title"].iloc[cases.targets[row]]], "last": newest[-1],
+        "date": str(np.datetime64(int(events.times[sequence]), "s"))[:10], "slices": slices,
+        "wrong": f"rank {worst[np.isfinite(worst)].max():,.0f} of",
+        "kept": f"On average {explorer.built[4].pair.mean:.0%} of an item's 10 nearest items in this run",
+    }  # fmt: skip
 
 
 def test_lab(browser, place, expected):
-    "The short form: every tab once, at 1280."
+    "The short form: every control once, at 1280."
     with lab(place) as address, lab_page(browser, place, address) as page:
-        assert page.get_by_label("Run", exact=True).locator("option").all_inner_texts()[0] == "main"
-        use_map(page)
+        assert label(page, "Run").locator("option").all_inner_texts()[0] == "main"
+        use_map(page, projection=True)
         shot(page, "map-light-1280")
         use_users(page, expected)
         shot(page, "users-light-1280")
-        use_what_if(page)
-        shot(page, "what-if-light-1280")
-        page.get_by_label("Run", exact=True).select_option("other")
-        until(lambda: not page.locator(".itemlm-user ol").count())
+        use_what_if(page, expected)
+        use_work(page, expected)
+        shot(page, "work-light-1280")
+        use_pair(page, expected)
+        shot(page, "pair-light-1280")
+        use_runs(page)
+        shot(page, "runs-light-1280")
+        label(page, "Run").select_option("other")
+        says(page, ".itemlm-compare", "other less main")
+        tab(page, "Map")
+        page.wait_for_selector(".js-plotly-plot:visible")
+        shutil.copytree(place / "runs/main", place / "runs/gone")
+        try:
+            press(page, "Refresh")
+            until(lambda: "gone" in label(page, "Run").locator("option").all_inner_texts())
+            until(lambda: label(page, "Run").evaluate("s => s.selectedOptions[0]?.text") == "other")  # the same run, opened again
+        finally:
+            shutil.rmtree(place / "runs/gone", ignore_errors=True)
+        label(page, "Run").select_option("gone")
+        says(page, ".itemlm-status", "cannot be opened")
+        press(page, "Refresh")
+        until(lambda: "gone" not in label(page, "Run").locator("option").all_inner_texts())
         assert not page.locator(".jp-RenderedText[data-mime-type*=stderr]").count()
+    assert (place / "runs/main/map.npz").exists()  # UMAP is kept with the run
 
 
-def test_deleted_run(browser, place):
-    "A run that is gone is one sentence and a way on."
-    shutil.copytree(place / "runs/main", place / "runs/gone")
-    try:
-        with lab(place) as address, lab_page(browser, place, address) as page:
-            shutil.rmtree(place / "runs/gone")
-            page.get_by_label("Run", exact=True).select_option("other")
-            page.get_by_label("Run", exact=True).select_option("gone")
-            until(lambda: "cannot be opened" in "".join(texts(page, ".itemlm-status")))
-            page.locator("button.jupyter-button", has_text="Refresh").click()
-            until(lambda: "gone" not in texts(page, "select >> nth=0 >> option"))
-    finally:
-        shutil.rmtree(place / "runs/gone", ignore_errors=True)
+def test_error_states(place, tmp_path):
+    "A run of another format, a damaged one, none at all: one sentence and a way on, without a page."
+    assert "There is no run yet" in explore_in(tmp_path)
+    for name, change in (("newer", lambda text: text.replace('"format": 1', '"format": 99')), ("damaged", lambda text: text[:50])):
+        shutil.copytree(place / "runs/main", tmp_path / "runs" / name)
+        file = tmp_path / "runs" / name / "run.json"
+        file.write_text(change(file.read_text()))
+    found = Explorer(tmp_path / "runs/newer")
+    assert "run format 99" in found.status.html and "Choose another run" in found.status.html
+    assert "cannot be opened" in Explorer(tmp_path / "runs/damaged").status.html
+
+
+def explore_in(folder):
+    "What the explorer says in a workspace of its own."
+    (folder / "settings.ini").write_text(SETTINGS.format(data=ROOT / "data"))
+    code = "from itemlm.explore import explore; print(explore().status.html)"
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.slow
@@ -279,13 +443,12 @@ def test_deleted_run(browser, place):
 def test_lab_looks(browser, place, expected, width, theme):
     "The long form: every tab at two widths and in two themes; nothing is cut off at the right."
     with lab(place) as address, lab_page(browser, place, address, width, theme) as page:
-        use_map(page)
-        shot(page, f"map-{theme.lower()}-{width}")
-        assert page.evaluate("document.querySelector('.itemlm-near').getBoundingClientRect().right <= innerWidth")
-        use_users(page, expected)
-        shot(page, f"users-{theme.lower()}-{width}")
-        use_what_if(page)
-        shot(page, f"what-if-{theme.lower()}-{width}")
+        for name, use in (("map", use_map), ("users", use_users), ("what-if", use_what_if), ("work", use_work), ("pair", use_pair)):
+            use(page) if use is use_map else use(page, expected)
+            shot(page, f"{name}-{theme.lower()}-{width}")
+            assert page.evaluate("[...document.querySelectorAll('.itemlm')].every(e => e.getBoundingClientRect().right <= innerWidth)")
+        use_runs(page)
+        shot(page, f"runs-{theme.lower()}-{width}")
 
 
 @pytest.mark.slow
@@ -301,7 +464,10 @@ def test_voila(browser, place, expected):
         try:
             use_map(page)
             use_users(page, expected)
-            use_what_if(page)
+            use_what_if(page, expected)
+            use_work(page, expected)
+            use_pair(page, expected)
+            use_runs(page)
         finally:
             shot(page, "voila-1280")
             page.close()
