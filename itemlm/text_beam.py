@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['END', 'INDEX', 'Cache', 'ItemIndex', 'make_index', 'title_index', 'number_index', 'random_index', 'nearest_centres',
            'cluster_index', 'Trie', 'PieceConfig', 'write_items', 'PieceLM', 'spell_all', 'decode', 'heads_of', 'turns',
-           'decode_step', 'Beams', 'ragged_rows', 'beam_search', 'scores_of_list', 'text_beam']
+           'decode_step', 'Beams', 'ragged_rows', 'beam_search', 'scores_of_list', 'HFPieceConfig', 'HFPieceLM',
+           'drop_tied', 'restore_tied', 'allowed_by', 'hf_beam_search', 'text_beam', 'hf_beam']
 
 # %% ../nbs/api/11_text_beam.ipynb #61a52aae
+import json
 import math
 from dataclasses import dataclass, field
 
@@ -19,7 +21,17 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .model import Attention, ItemLM, ItemLMConfig, pad_right, rotate
-from .text import ItemLLMConfig, into_basis, item_texts, learn_subwords, principal_directions, take_shapes, text_vectors
+from itemlm.text import (
+    ItemLLMConfig,
+    find_checkpoint,
+    into_basis,
+    item_texts,
+    learn_subwords,
+    principal_directions,
+    read_tokenizer,
+    take_shapes,
+    text_vectors,
+)
 from .tokenizer import PAD, Sequences
 from .training import TrainingConfig, small
 
@@ -482,6 +494,204 @@ def scores(
     self.train(training)
     return torch.cat([scores_of_list(columns, chances, self.config.n_items) for columns, chances in found])
 
+# %% ../nbs/api/11_text_beam.ipynb #05fd9780
+@dataclass(frozen=True, kw_only=True)
+class HFPieceConfig:
+    "A text recommender on a Hugging Face network."
+
+    n_items: int = 0  # V; 0 = to be filled in from the training part
+    n_special: int = 8  # token ids below this are no items
+    max_len: int = 50  # the model reads at most the last max_len items
+    width: int = 0  # D; the network's
+    checkpoint: str = ""  # a folder or a name on the hub; "" = random weights
+    network: str = ""  # configuration as JSON; "" = the checkpoint's
+    template: str = "{title}"  # of an item's text
+    vocabulary: int = 4000  # subwords learnt from the titles, without a checkpoint
+    longest: int = 16  # pieces of an item; longer titles are cut
+    max_pieces: int = 512  # the newest pieces of a history that are read
+    beams: int = 20  # items found
+
+    def __post_init__(self):
+        if not (self.network or self.checkpoint):
+            raise ValueError("give a checkpoint, or a network: the configuration of one as JSON")
+        if not self.network:
+            object.__setattr__(self, "network", (find_checkpoint(self.checkpoint) / "config.json").read_text())
+        network = json.loads(self.network)
+        object.__setattr__(self, "width", network.get("d_model") or network.get("hidden_size") or network.get("n_embd"))
+
+    def build(self) -> "HFPieceLM":
+        "A network with random weights; `read_items` gives it its items, and the checkpoint's weights."
+        return HFPieceLM(self)
+
+
+class HFPieceLM(nn.Module):
+    "A text recommender on any causal or encoder-decoder network of the Hugging Face library."
+
+    Config = HFPieceConfig
+
+    def __init__(self, config: HFPieceConfig):
+        super().__init__()
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+        network = AutoConfig.for_model(**json.loads(config.network))
+        self.config, self.beams, self.trie = config, config.beams, None
+        self.two = bool(network.is_encoder_decoder)
+        self.network = (AutoModelForSeq2SeqLM if self.two else AutoModelForCausalLM).from_config(network).float()
+        self.register_buffer("codes", torch.zeros(config.n_items, 1, dtype=torch.int64))  # (V, L) pieces, see `ItemIndex`
+        self.register_buffer("ids", torch.zeros(1, dtype=torch.int64))  # (pieces,) the network's subword for each
+        self.register_state_dict_post_hook(drop_tied)
+        self.register_load_state_dict_pre_hook(restore_tied)
+
+    def _load_from_state_dict(self, state, prefix, *args):
+        take_shapes(self, ("codes", "ids"), state, prefix)
+        super()._load_from_state_dict(state, prefix, *args)
+
+    @property
+    def index(self) -> ItemIndex:
+        "How items are written."
+        return ItemIndex(self.codes.cpu(), len(self.ids))
+
+    def read_items(self, items: pd.DataFrame) -> ItemIndex:
+        "Write the items of a table, in token order, in the checkpoint's subwords or in learnt ones; take over pre-trained weights."
+        config, device = self.config, self.codes.device
+        if not config.checkpoint:
+            index = title_index(items, config.template, config.vocabulary, config.longest)
+            ids = torch.arange(index.size) + 2  # 0 and 1 stay for padding and start
+        else:
+            folder = find_checkpoint(config.checkpoint)
+            self.network.load_state_dict(type(self.network).from_pretrained(folder).state_dict())
+            tokenizer = read_tokenizer(folder)
+            texts = [text or str(raw_id) for text, raw_id in zip(item_texts(items, config.template).texts, items.index)]
+            rows = [x.ids[: config.longest - 1] for x in tokenizer.encode_batch(texts, add_special_tokens=False)]
+            used = sorted({i for row in rows for i in row})
+            piece = {i: n for n, i in enumerate(used, 1)}
+            index = make_index([[piece[i] for i in row] for row in rows], len(used) + 1)
+            end = self.network.config.eos_token_id
+            free = [i for i in range(self.network.config.vocab_size) if i not in piece and i != end]
+            end = free.pop() if end is None or end in piece else end
+            ids = torch.tensor([end, *used, *free[len(free) - index.size + len(used) + 1 :]])
+        if int(ids.max()) >= self.network.config.vocab_size:
+            have = self.network.config.vocab_size
+            raise ValueError(f"the network has {have:,} subwords, the items need {int(ids.max()) + 1:,}: lower vocabulary")
+        self.codes, self.ids, self.trie = index.codes.to(device), ids.to(device), None
+        return index
+
+    def spell(self, tokens: Tensor, room: int) -> Tensor:  # (B, T) -> (B, S) subwords of the network, -1 = padding, right
+        "Item tokens written out, the newest `room` pieces of each row."
+        written, _ = PieceLM.spell(self, tokens, room)
+        pieces = written - self.config.n_special
+        return torch.where(pieces < 0, -1, self.ids[pieces.clamp(min=0)])
+
+    def lessons(self, tokens: Tensor) -> tuple[Tensor, Tensor]:  # (B, T + 1) -> inputs and targets; see `forward`
+        "Causal: each piece after those before it. Encoder-decoder: the last item of each row after all others."
+        special = self.config.n_special
+        if not self.two:
+            written, owner = PieceLM.spell(self, tokens, self.config.max_pieces + 1)
+            target = torch.where((owner > 0) & (written >= special), self.ids[(written - special).clamp(min=0)] + special, PAD)
+            return torch.where(written < special, -1, self.ids[(written - special).clamp(min=0)])[:, :-1], target[:, 1:]
+        last = (tokens >= special).sum(1) - 1
+        answer = self.codes[tokens.gather(1, last[:, None])[:, 0] - special]  # (B, L)
+        before = torch.arange(tokens.shape[1], device=tokens.device) < last[:, None]
+        read = self.spell(torch.where(before, tokens, PAD), self.config.max_pieces)
+        written = torch.where(answer < 0, -1, self.ids[answer.clamp(min=0)])
+        begin = torch.full_like(written[:, :1], self.network.config.decoder_start_token_id or 0)
+        targets = torch.cat([torch.full_like(read, PAD), torch.where(written < 0, PAD, written + special)], 1)
+        return torch.cat([read, begin, written[:, :-1]], 1), targets
+
+    def forward(self, pieces: Tensor) -> Tensor:  # (B, S) subwords, -1 = padding; encoder-decoder: the last L are the decoder's
+        "Hidden state after each step; zero at the encoder's."
+        if not self.two:
+            return self.network.base_model(input_ids=pieces.clamp(min=0), attention_mask=(pieces >= 0).long()).last_hidden_state
+        read, write = pieces[:, : -self.codes.shape[1]], pieces[:, -self.codes.shape[1] :]
+        network = self.network.config
+        mask = (read >= 0).long()
+        states = self.network.get_encoder()(input_ids=read.clamp(min=0), attention_mask=mask).last_hidden_state
+        decoder = self.network.get_decoder()
+        hidden = decoder(input_ids=write.clamp(min=0), encoder_hidden_states=states, encoder_attention_mask=mask).last_hidden_state
+        if network.model_type == "t5" and getattr(network, "scale_decoder_outputs", network.tie_word_embeddings):
+            hidden = hidden * network.d_model**-0.5
+        return F.pad(hidden, (0, 0, read.shape[1], 0))
+
+    def head_weight(self) -> Tensor:  # (subwords, D)
+        return self.network.get_output_embeddings().weight
+
+
+def drop_tied(module: nn.Module, state: dict, prefix: str, _) -> None:
+    "Weights that are other weights under a second name are saved once."
+    seen = {}
+    for name in [name for name in state if name.startswith(prefix)]:
+        if state[name].numel() and seen.setdefault(state[name].data_ptr(), name) != name:
+            del state[name]
+
+
+def restore_tied(module: nn.Module, state: dict, prefix: str, *_) -> None:
+    "And come back under both."
+    seen = {}
+    for name, weight in module.named_parameters(remove_duplicate=False):
+        first = seen.setdefault(weight.data_ptr(), name)
+        if prefix + name not in state and prefix + first in state:
+            state[prefix + name] = state[prefix + first]
+
+# %% ../nbs/api/11_text_beam.ipynb #8d49db7b
+def allowed_by(trie: Trie, ids: Tensor, start: int):
+    "A logits processor: log-probabilities stay only where a real item can go on."
+    piece_of = torch.full((int(ids.max()) + 1,), -1)
+    piece_of[ids.cpu()] = torch.arange(len(ids))
+
+    def rule(given: Tensor, chance: Tensor) -> Tensor:  # (N, S) subwords so far, (N, subwords) -> (N, subwords)
+        node = torch.zeros(len(given), dtype=torch.int64)
+        for subword in given[:, start:].cpu().T:
+            node = trie.step(node, piece_of[subword.clamp(max=len(piece_of) - 1)].clamp(min=0))
+        owner, piece, _ = trie.next(node)
+        kept, owner, column = torch.full_like(chance, float("-inf")), owner.to(chance.device), ids[piece.to(ids.device)]
+        kept[owner, column] = chance[owner, column]
+        return kept
+
+    return rule
+
+
+@torch.inference_mode()
+def hf_beam_search(
+    model: HFPieceLM,
+    sequences: Sequences,  # B histories of item tokens, none empty
+    beams: int | None = None,  # K; None = the model's
+) -> tuple[Tensor, Tensor]:  # columns (B, K), best first, -1 = no item; log-probabilities (B, K)
+    "The likeliest next items of each history, by the library's own beam search within the trie."
+    beams = min(beams or model.beams, model.config.n_items)
+    model.trie = model.trie or Trie(model.index)
+    tokens, _ = pad_right(sequences, model.config.max_len)
+    read = model.spell(tokens.to(model.codes.device), model.config.max_pieces)
+    if not model.two:  # a causal network goes on from the right end of the row
+        order = (read >= 0).long().argsort(dim=1, stable=True)
+        read = read.gather(1, order)
+    start, end = 1 if model.two else read.shape[1], int(model.ids[END])
+    found = model.network.generate(
+        input_ids=read.clamp(min=0), attention_mask=(read >= 0).long(), num_beams=beams, num_return_sequences=beams, do_sample=False,
+        max_new_tokens=model.codes.shape[1], length_penalty=0.0, early_stopping=False, eos_token_id=end, pad_token_id=end,
+        logits_processor=[allowed_by(model.trie, model.ids, start)], output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    piece_of = {int(i): n for n, i in enumerate(model.ids.tolist())}
+    items = {tuple(row[row >= 0].tolist()): n for n, row in enumerate(model.index.codes)}
+    columns = []
+    for row in found.sequences[:, start:].tolist():
+        row = row[: row.index(end) + 1] if end in row else row
+        columns.append(items.get(tuple(piece_of.get(i, -1) for i in row), -1))
+    columns = torch.tensor(columns, device=read.device).view(-1, beams)
+    return torch.where(found.sequences_scores.view(-1, beams).isfinite(), columns, -1), found.sequences_scores.view(-1, beams)
+
+
+@patch
+def scores(
+    self: HFPieceLM,
+    sequences: Sequences,  # B histories of item tokens, oldest first, none empty
+) -> Tensor:  # (B, V)
+    "Log-probabilities of the items that beam search finds, and one score below these for all others."
+    training, rows = self.training, np.arange(len(sequences))
+    self.eval()
+    found = [hf_beam_search(self, sequences.take(rows[i : i + 64])) for i in range(0, len(rows), 64)]
+    self.train(training)
+    return torch.cat([scores_of_list(columns, chances, self.config.n_items) for columns, chances in found])
+
 # %% ../nbs/api/11_text_beam.ipynb #cb4b2537
 def text_beam(
     index: str = "title",  # title | number | random | clusters
@@ -489,3 +699,13 @@ def text_beam(
 ) -> TrainingConfig:
     "Preset: a text recommender on the decoder of `small()`."
     return small(**{"model": PieceConfig(index=index), "head_start": False} | changes)
+
+# %% ../nbs/api/11_text_beam.ipynb #d35496a0
+def hf_beam(
+    checkpoint: str = "",  # a folder or a name on the hub; "" = random weights
+    network: dict | None = None,  # configuration of a network, such as that of T5; None = the checkpoint's
+    **changes,  # of the `TrainingConfig`
+) -> TrainingConfig:
+    "Preset: a text recommender on a Hugging Face network, fine-tuned or learnt from random weights."
+    model = HFPieceConfig(checkpoint=checkpoint, network=json.dumps(network) if network else "")
+    return small(**{"model": model, "head_start": False, "batch": 32, "lr": 3e-4} | changes)

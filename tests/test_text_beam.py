@@ -11,8 +11,19 @@ from test_text import checkpoint, toy_events, workspace_in  # noqa: F401
 from itemlm.evaluate import evaluate
 from itemlm.recommend import load
 from itemlm.split import split
-from itemlm.text import ItemLLMConfig
-from itemlm.text_beam import PieceConfig, Trie, beam_search, make_index, scores_of_list, spell_all, text_beam
+from itemlm.text import ItemLLMConfig, learn_subwords
+from itemlm.text_beam import (
+    HFPieceConfig,
+    PieceConfig,
+    Trie,
+    beam_search,
+    hf_beam,
+    hf_beam_search,
+    make_index,
+    scores_of_list,
+    spell_all,
+    text_beam,
+)
 from itemlm.tokenizer import Sequences
 from itemlm.training import fit, tiny
 
@@ -174,3 +185,55 @@ def test_bad_input():
         quick("isbn")
     with pytest.raises(ValueError, match="write 64 items, not 78"):
         replace(quick("random", levels=2, codes=8), n_items=80).build().read_items(toy_events(80).items)
+
+
+NETWORKS = {
+    "llama": {"model_type": "llama", "vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+              "num_attention_heads": 2, "num_key_value_heads": 2},
+    "gpt2": {"model_type": "gpt2", "vocab_size": 320, "n_embd": 16, "n_layer": 2, "n_head": 2},
+    "t5": {"model_type": "t5", "vocab_size": 320, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2,
+           "decoder_start_token_id": 0},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    "A causal checkpoint as save_pretrained writes it."
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("gpt2")
+    torch.manual_seed(0)
+    shape = {k: v for k, v in NETWORKS["gpt2"].items() if k != "model_type"}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+    learn_subwords(["red green blue", "soft hard sweet bitter"], 300).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "checkpoint"])
+def test_any_network(name, parts, gpt2, tmp_path):
+    "Learns through fit, is saved and opened, and its widest beam holds every item in the order of their exact log-probabilities."
+    pytest.importorskip("transformers")
+    config = hf_beam(str(gpt2)) if name == "checkpoint" else hf_beam(network=NETWORKS[name])
+    model = replace(config.model, max_len=8, vocabulary=300, beams=60)
+    rec = fit(parts, replace(config, model=model, epochs=1, batch=32), verbose=False)
+    rec.save(tmp_path / "run")
+    again = load(tmp_path / "run", device="cpu")
+    histories = rec.histories.take([0, 1, 2])
+    assert torch.equal(again.scores(histories), rec.scores(histories))
+    columns, chances = hf_beam_search(again.model, HISTORIES)
+    for row, history in enumerate(HISTORIES):
+        assert columns[row].sort().values.equal(torch.arange(60)), "every item, once"
+        read = torch.tensor([[*history.tolist(), item + 8] for item in range(60)])
+        with torch.inference_mode():
+            inputs, targets = again.model.lessons(read)
+            chance = torch.log_softmax(again.model(inputs) @ again.model.head_weight().T, -1)
+        chance = chance.gather(2, (targets - 8).clamp(min=0)[..., None])[..., 0]
+        exact = torch.stack([c[t > 0][-int(n) :].sum() for c, t, n in zip(chance, targets, again.model.index.lengths)])
+        torch.testing.assert_close(chances[row], exact[columns[row]], rtol=1e-3, atol=1e-3)
+
+
+def test_networks_too_small_or_missing(parts):
+    with pytest.raises(ValueError, match="give a checkpoint, or a network"):
+        HFPieceConfig()
+    model = replace(hf_beam(network=NETWORKS["gpt2"]).model, n_items=60, vocabulary=400).build()
+    with pytest.raises(ValueError, match="the network has 320 subwords, the items need [34]"):
+        model.read_items(parts.events.items)
