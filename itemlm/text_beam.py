@@ -615,6 +615,15 @@ class HFPieceLM(nn.Module):
     def head_weight(self) -> Tensor:  # (subwords, D)
         return self.network.get_output_embeddings().weight
 
+    @torch.inference_mode()
+    def scores(self, sequences: Sequences) -> Tensor:  # B histories of item tokens, none empty -> (B, V)
+        "Log-probabilities of the items that beam search finds, and one score below these for all others."
+        training, rows = self.training, np.arange(len(sequences))
+        self.eval()
+        found = [hf_beam_search(self, sequences.take(rows[i : i + 64])) for i in range(0, len(rows), 64)]
+        self.train(training)
+        return torch.cat([scores_of_list(columns, chances, self.config.n_items) for columns, chances in found])
+
 
 def drop_tied(module: nn.Module, state: dict, prefix: str, _) -> None:
     "Weights that are other weights under a second name are saved once."
@@ -678,19 +687,6 @@ def hf_beam_search(
         columns.append(items.get(tuple(piece_of.get(i, -1) for i in row), -1))
     columns = torch.tensor(columns, device=read.device).view(-1, beams)
     return torch.where(found.sequences_scores.view(-1, beams).isfinite(), columns, -1), found.sequences_scores.view(-1, beams)
-
-
-@patch
-def scores(
-    self: HFPieceLM,
-    sequences: Sequences,  # B histories of item tokens, oldest first, none empty
-) -> Tensor:  # (B, V)
-    "Log-probabilities of the items that beam search finds, and one score below these for all others."
-    training, rows = self.training, np.arange(len(sequences))
-    self.eval()
-    found = [hf_beam_search(self, sequences.take(rows[i : i + 64])) for i in range(0, len(rows), 64)]
-    self.train(training)
-    return torch.cat([scores_of_list(columns, chances, self.config.n_items) for columns, chances in found])
 
 # %% ../nbs/api/11_text_beam.ipynb #cb4b2537
 def text_beam(
