@@ -203,7 +203,7 @@ class ItemLLMConfig:
 # %% ../nbs/api/11_text.ipynb #3b71ca28
 def length_batches(
     lengths: np.ndarray,  # (N,) tokens of each text
-    budget: int = 4096,  # tokens of a batch, padding included
+    budget: int = 1024,  # tokens of a batch, padding included: what a cache holds is read faster
 ) -> list[np.ndarray]:  # rows of each batch
     "Batches of rows of like length; every row once."
     order, batches, start = np.argsort(-np.asarray(lengths), kind="stable"), [], 0
