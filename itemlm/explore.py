@@ -255,7 +255,7 @@ def _umap_process() -> None:
 OTHER = "other"
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800"]  # Okabe-Ito; safe for the colour-blind
 GREY = "#777777"  # legible on white and on black
-PICKED = "#D55E00"
+PICKED, TARGET = "#D55E00", "#E69F00"  # what was chosen; what was hidden
 
 # %% ../nbs/api/14_explore.ipynb #ebc4e281
 def item_groups(
@@ -521,7 +521,7 @@ CSS = """
 .itemlm-user .columns > div {flex: 1 1 190px;}
 .itemlm .note {opacity: .75;}
 .itemlm .error {border-left: 4px solid #D55E00; padding: 6px 12px; margin: 8px 0;}
-.itemlm .pair {display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 4px 28px;}
+.itemlm .pair {display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 4px 28px;}
 .itemlm .pair > div {min-width: 0;}
 .itemlm h4.name {font-size: 16px;}
 .itemlm dl {display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0 12px; margin: 0 0 8px;}
@@ -891,8 +891,6 @@ class MapView(W.VBox):
 
     def draw(self):
         "The map in the colours chosen; the picked item stays picked."
-        for old in self.holder.children:
-            old.close()  # browsers keep few WebGL pictures
         self.figure = FigureWidget(map_figure(self.points, self.rec, self.by.value, self.height, self.choices))
         self.figure._config = {"scrollZoom": True, "displaylogo": False, "responsive": True}
         for trace in self.figure.data[:-2]:
@@ -1212,7 +1210,8 @@ def along_html(
     places = {item: [(at[s], int(r)) for s, r in zip(rows["step"], rows["rank"])] for item, rows in table.groupby("item", sort=False)}
     final = table[table["step"] == shown[-1]]["item"].tolist()
     hidden = rec.tokenizer.items[target] if target >= 0 else None
-    colours = {item: COLOURS[n % len(COLOURS)] for n, item in enumerate(final)} | {hidden: "#E69F00"}
+    free = [colour for colour in COLOURS if colour != TARGET]
+    colours = {item: free[n % len(free)] for n, item in enumerate(final)} | {hidden: TARGET}
     x, y = lambda n: 38 + _STEP * n, lambda rank: 14 + high * (rank - 1)
     lines = "".join(_path_svg([(x(n), y(r)) for n, r in path], names[item], colours.get(item, GREY), item == hidden)
                     for item, path in sorted(places.items(), key=lambda entry: entry[0] in colours))  # fmt: skip
@@ -1303,7 +1302,7 @@ def make_pair(
     rec: Recommender,
     other: Recommender,
     k: int = 10,  # neighbours
-    most: int = 20_000,  # items measured, spread evenly, where there are more
+    most: int | None = None,  # items measured, spread evenly; None = as many as take seconds, all of a small catalogue
 ) -> Pair:
     "Compare the neighbourhoods of two models."
     theirs = other.items.index.get_indexer(rec.items.index)
@@ -1311,7 +1310,8 @@ def make_pair(
     if len(columns) < 3:
         raise ValueError(f"the two models share {len(columns)} items: there is nothing to compare; choose a run on the same data")
     vectors, k = (item_vectors(rec)[columns], item_vectors(other)[theirs[columns]]), min(k, len(columns) - 1)
-    rows = np.unique(np.linspace(0, len(columns) - 1, min(most, len(columns))).astype(np.int64))
+    most = min(most or max(1000, 300_000_000 // len(columns)), len(columns))
+    rows = np.unique(np.linspace(0, len(columns) - 1, most).astype(np.int64))
     near = [nearest_all(some, k, rows)[0] for some in vectors]
     kept = np.full(len(columns), np.nan)
     kept[rows] = (near[0][:, :, None] == near[1][:, None, :]).any(1).float().mean(1).numpy()
@@ -1459,8 +1459,6 @@ class PairView(W.VBox):
         "Both maps in the colours chosen."
         if self.pair is None:
             return
-        for old in self.holder.children:
-            old.close()  # browsers keep few WebGL pictures
         shown = pair_choices(self.pair, self.choices)
         self.figure = FigureWidget(pair_figure(self.pair, self.places, self.names, self.by.value, shown))
         self.figure._config = {"scrollZoom": True, "displaylogo": False, "responsive": True}
