@@ -290,7 +290,7 @@ class GRU4Rec(nn.Module):
 
 def gru4rec(**changes) -> TrainingConfig:
     "GRU4Rec with full cross-entropy."
-    return replace(TrainingConfig(model=GRU4RecConfig(), weight_decay=1e-4, head_start=False, epochs=40), **changes)
+    return replace(TrainingConfig(model=GRU4RecConfig(), weight_decay=1e-4, head_start=False, epochs=40, patience=10), **changes)
 
 # %% ../nbs/api/10_baselines.ipynb #b0c4a9ca
 class SASRecBlock(nn.Module):
