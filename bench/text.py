@@ -34,7 +34,7 @@ NOTES = (
     "of 3 interleaved rounds. Head: ItemLM of the small preset, 1,024 users in batches of 256. text: the same trunk over subwords "
     "of the titles (PieceLM, keys and values cached, 128 users). index: the same trunk over three random codes an item (128 "
     "users). t5small: a T5 of T5-small's dimensions over subwords of the titles, the transformers library's cached beam search "
-    "(16 users). seconds_*: a thousand users each. encode_beauty_seconds: MiniLM over the texts of Beauty's items (title, brand "
+    "(4 users). seconds_*: a thousand users each. encode_beauty_seconds: MiniLM over the texts of Beauty's items (title, brand "
     "and categories, keywords that add a word), nothing cached. frozen_text_step_ratio: training steps of item_plus_text over "
     "those of small(), Beauty, same batches, interleaved, median. load_*: the machine's load average when the part ended. "
     "cold_*: Beauty, 10 % of the items withheld by seed 0, hierarchy() trained without them; recall@10 of the users whose test "
@@ -91,7 +91,7 @@ def head_over_index():
 
 
 def head_over_t5small():
-    head_over("t5small", HFPieceConfig(network=json.dumps(T5_SMALL)), 16)
+    head_over("t5small", HFPieceConfig(network=json.dumps(T5_SMALL)), 4)
 
 
 def encode():

@@ -620,7 +620,8 @@ class HFPieceLM(nn.Module):
         "Log-probabilities of the items that beam search finds, and one score below these for all others."
         training, rows = self.training, np.arange(len(sequences))
         self.eval()
-        found = [hf_beam_search(self, sequences.take(rows[i : i + 64])) for i in range(0, len(rows), 64)]
+        users = max(1, 2**24 // (self.beams * self.config.max_pieces * self.config.width))  # the library holds a history once a beam
+        found = [hf_beam_search(self, sequences.take(rows[i : i + users])) for i in range(0, len(rows), users)]
         self.train(training)
         return torch.cat([scores_of_list(columns, chances, self.config.n_items) for columns, chances in found])
 
