@@ -21,9 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_collection_modifyitems(items):
     "With several workers a file stays with one of them, which makes its costly fixtures once; notebooks are dealt out singly."
+    tree = "test_docs.py", "test_workspace.py"  # one stages pages beside the notebooks which the other copies
     for item in items:
         if item.path.name != "test_notebooks.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+            item.add_marker(pytest.mark.xdist_group("tree" if item.path.name in tree else item.path.name))
 
 
 @pytest.fixture(scope="session")
