@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from .evaluate import compare, evaluate
 from .events import atomic_write
-from .run import MODELS, Html, configured, open_run, opened_data, run_folder
+from .run import MODELS, Html, configured, decisive, open_run, opened_data, run_folder
 from .training import RESUME, fit
 
 # %% ../nbs/api/16_study.ipynb #57b913e7
@@ -34,6 +34,7 @@ def plan(
     preset: str = "small",
     protocol: str = "leave_one_out",
     ties: tuple[str, ...] = ("as_is",),  # or ("as_is", "shuffled")
+    folder: str | Path | None = None,  # of the run folders; None = the workspace's runs
 ) -> list[dict]:  # parameters of each run
     "All runs of a study, data set by data set."
     if unknown := sorted({*models, *(more_seeds or {})} - set(MODELS)):
@@ -41,8 +42,9 @@ def plan(
     counted = {"popularity", "markov", "item_knn"}
     of = lambda model: 1 if model in counted else (more_seeds or {}).get(model, seeds)  # noqa: E731
     fixed = {"preset": preset, "protocol": protocol, "epochs": 0, "precision": "float32"}
-    return [{"dataset": dataset, "model": model, "ties": order, "seed": seed} | fixed
+    runs = [{"dataset": dataset, "model": model, "ties": order, "seed": seed} | fixed
             for dataset in datasets for order in ties for model in models for seed in range(of(model))]  # fmt: skip
+    return [run | ({"out_dir": str(Path(folder) / run_folder(run).name)} if folder else {}) for run in runs]
 
 # %% ../nbs/api/16_study.ipynb #ad6c8947
 def finish_run(
@@ -78,7 +80,7 @@ def record_of(
     log = Path(folder) / "log.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     known = {name: parameters[name] for name in ("model", "dataset", "preset", "ties", "seed")}
-    about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine, "params": parameters}
+    about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine, "params": decisive(parameters)}
     about |= {"epochs": len(rows), "log": [[row["epoch"], round(row["ndcg@10"], 5), row["seconds"]] for row in rows]}
     with safe_open(Path(folder) / "model.safetensors", "pt") as weights:  # counts of models that only count stand there too
         about["parameters"] = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
