@@ -20,7 +20,7 @@ REPORT  = runs/train$(addprefix -,$(basename $(notdir $(DATASET)))).ipynb
 CHATTER = ^(Executing|Ending|Input Notebook|Output Notebook|\[IPKernelApp\])|^ *$$
 
 test: env browser  ## run every notebook and every check
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope $(ARGS)
 
 docs: env  ## build the site into _docs
 	$(BIN)/python scripts/docs.py

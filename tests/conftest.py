@@ -19,12 +19,19 @@ def named(path: Path) -> str:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     "With several workers a file stays with one of them, which makes its costly fixtures once; notebooks are dealt out singly."
-    tree = "test_docs.py", "test_workspace.py"  # one stages pages beside the notebooks which the other copies
-    for item in items:
-        if item.path.name != "test_notebooks.py":
-            item.add_marker(pytest.mark.xdist_group("tree" if item.path.name in tree else item.path.name))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.split("::")[0]).name
+            if file == "test_notebooks.py": return nodeid
+            tree = "test_docs.py", "test_workspace.py"  # one stages pages beside the notebooks which the other copies
+            return "tree" if file in tree else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
