@@ -37,7 +37,8 @@ def test_default_page_trains_nothing_and_shows_records(tmp_path):
 def test_study_of_two_models_is_made_and_continued(tmp_path):
     csv = tmp_path / "made_up.csv"
     csv.write_text("user,item,time\n" + "".join(f"u{u},i{(u + t) % 12},{t}\n" for u in range(60) for t in range(6)))
-    asked = dict(datasets=csv, models="popularity,markov", minutes=2, records=tmp_path / "records", runs_dir=tmp_path / "runs", device="cpu")
+    folders = dict(records=tmp_path / "records", runs_dir=tmp_path / "runs")
+    asked = dict(datasets=csv, models="popularity,markov", minutes=2, device="cpu") | folders
     done = papermill("nbs/compare.ipynb", tmp_path / "out.ipynb", **asked)
     assert not done.returncode, done.stderr[-3000:]
     shown = text_of(tmp_path / "out.ipynb")
