@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['training_times', 'PopularityConfig', 'Popularity', 'popularity', 'fit_popularity', 'sparse_rows', 'last_steps',
            'MarkovConfig', 'Markov', 'markov', 'ItemKNNConfig', 'ItemKNN', 'item_knn', 'GRU4RecConfig', 'GRU4Rec',
-           'gru4rec', 'SASRecBlock', 'SASRecConfig', 'SASRec', 'steps_back', 'sasrec', 'sasrec_bce', 'BERT4RecConfig',
-           'BERT4Rec', 'bert4rec', 'HSTUBlock', 'HSTUConfig', 'HSTU', 'hstu']
+           'gru4rec', 'SASRecBlock', 'SASRecConfig', 'SASRec', 'sasrec', 'sasrec_bce', 'BERT4RecConfig', 'BERT4Rec',
+           'bert4rec', 'HSTUBlock', 'HSTUConfig', 'HSTU', 'hstu']
 
 # %% ../nbs/api/10_baselines.ipynb #87136795
 import math
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .events import Ragged
-from .model import next_item_lessons, next_item_scores, pad_right
+from .model import next_item_lessons, next_item_scores, pad_right, steps_back
 from .recommend import Recommender
 from .split import Split
 from .tokenizer import MASK, PAD, ItemTokenizer, Sequences
@@ -361,12 +361,6 @@ class SASRec(nn.Module):
 
     def head_weight(self) -> Tensor:  # (V, D)
         return self.embed_tokens.weight[self.config.n_special :]
-
-
-def steps_back(tokens: Tensor) -> Tensor:  # (B, T) right-padded -> (B, T)
-    "Steps from each item to the newest of its row; 0 at padding."
-    lengths = (tokens != PAD).sum(1, keepdim=True)
-    return (lengths - 1 - torch.arange(tokens.shape[1], device=tokens.device)).clamp(min=0)
 
 
 def sasrec(**changes) -> TrainingConfig:

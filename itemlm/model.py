@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rotary_table', 'rotate', 'ItemLMConfig', 'Attention', 'SwiGLU', 'GELU', 'make_norm', 'Block', 'next_item_lessons',
-           'ItemLM', 'pad_right', 'next_item_scores', 'count_parameters']
+           'steps_back', 'ItemLM', 'pad_right', 'next_item_scores', 'count_parameters']
 
 # %% ../nbs/api/05_model.ipynb #0f065093
 import math
@@ -167,6 +167,12 @@ def next_item_lessons(
     return tokens[:, :-1], tokens[:, 1:]
 
 # %% ../nbs/api/05_model.ipynb #139f1480
+def steps_back(tokens: Tensor) -> Tensor:  # (B, T) right-padded -> (B, T)
+    "Steps from each item to the newest of its row; 0 at padding."
+    lengths = (tokens != PAD).sum(1, keepdim=True)
+    return (lengths - 1 - torch.arange(tokens.shape[1], device=tokens.device)).clamp(min=0)
+
+# %% ../nbs/api/05_model.ipynb #a0614044
 class ItemLM(nn.Module):
     "Llama-style decoder over item tokens with an item projection head (arXiv 2506.15833)."
 
@@ -203,16 +209,11 @@ class ItemLM(nn.Module):
             raise ValueError(f"{steps} steps are more than max_len={self.config.max_len}; keep the last ones")
         x = self.embed_tokens(tokens)
         if self.embed_positions is not None:
-            x = x + self.embed_positions(self.age(tokens))
+            x = x + self.embed_positions(steps_back(tokens))
         x, rotary = self.dropout(x), self.rotary(steps)
         for layer in self.layers:
             x = layer(x, rotary)
         return self.norm(x)
-
-    def age(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T)
-        "Steps from each item to the newest of its row; 0 at padding."
-        lengths = (tokens != PAD).sum(1, keepdim=True)
-        return (lengths - 1 - torch.arange(tokens.shape[1], device=tokens.device)).clamp(min=0)
 
     def rotary(self, steps: int) -> tuple[Tensor, Tensor] | None:
         return (self.cos[:steps], self.sin[:steps]) if self.config.position == "rope" else None
