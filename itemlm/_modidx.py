@@ -649,6 +649,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'itemlm.study.read_tests': ('api/study.html#read_tests', 'itemlm/study.py'),
                               'itemlm.study.record_name': ('api/study.html#record_name', 'itemlm/study.py'),
                               'itemlm.study.record_of': ('api/study.html#record_of', 'itemlm/study.py'),
+                              'itemlm.study.recorded': ('api/study.html#recorded', 'itemlm/study.py'),
                               'itemlm.study.results_html': ('api/study.html#results_html', 'itemlm/study.py'),
                               'itemlm.study.results_table': ('api/study.html#results_table', 'itemlm/study.py'),
                               'itemlm.study.tests_html': ('api/study.html#tests_html', 'itemlm/study.py'),

@@ -44,7 +44,8 @@ def test_study_of_two_models_is_made_and_continued(tmp_path):
     shown = text_of(tmp_path / "out.ipynb")
     assert "2 of 2 runs finished" in shown and "markov ahead" in shown
     names = sorted(path.name for path in (tmp_path / "records").iterdir())
-    assert names == [f"made_up-{m}-small-as_is-seed0.json" for m in ("markov", "popularity")] + ["tests-made_up-small-as_is.json"]
+    assert names == [f"made_up-{m}-small-leave_one_out-as_is-seed0.json" for m in ("markov", "popularity")] + [
+        "tests-made_up-small-leave_one_out-as_is.json"]
     again = papermill("nbs/compare.ipynb", tmp_path / "again.ipynb", **asked | {"minutes": 0})
     assert not again.returncode and "2 of 2 runs finished" in text_of(tmp_path / "again.ipynb")
 
