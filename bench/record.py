@@ -1,7 +1,7 @@
 """Write `bench/results/<topic>.json`, the one place for figures that this project states.
 
-A script under `bench/` measures and calls `record("topic", {"key": number})`. A long job calls it after every unit of
-work and asks `recorded("topic")` where it stopped: figures of the same commit are kept and added to.
+A script under `bench/` measures and calls `record("topic", {"key": number})`. Every figure keeps the commit and the day it was
+measured at. A long job records after every unit of work and asks `recorded("topic")` where it stopped: figures of this commit.
 """
 
 import json
@@ -28,12 +28,14 @@ def record(
     notes: str = "",  # What was measured and how
     packages: tuple = PACKAGES,  # Whose versions to state
 ) -> Path:
-    "Add `figures` to the topic's file; figures of another commit or machine are dropped first."
+    "Add `figures` to the topic's file; those of another machine are dropped first, those of another commit say so."
+    old = load(topic) if load(topic).get("machine") == machine() else {}
+    here = {"commit": commit(), "date": datetime.now(UTC).date().isoformat()}
     rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in figures.items()}
     return write(topic, {
-        "figures": recorded(topic) | rounded,
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(),
+        "figures": old.get("figures", {}) | rounded,
+        "measured": old.get("measured", {}) | dict.fromkeys(figures, here),
+        **here,
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "notes": notes,
@@ -42,8 +44,10 @@ def record(
 
 def recorded(topic: str) -> dict:
     "The figures recorded for this commit on this machine, so that a long job can go on where it stopped."
-    old = load(topic)
-    return old["figures"] if old.get("commit") == commit() and old.get("machine") == machine() else {}
+    old, now = load(topic), commit()
+    if old.get("machine") != machine():
+        return {}
+    return {key: value for key, value in old["figures"].items() if old["measured"][key]["commit"] == now}
 
 
 def load(topic: str) -> dict:

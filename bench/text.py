@@ -20,6 +20,7 @@ import torch
 from record import RESULTS, ROOT, record, recorded
 
 from itemlm import ItemTokenizer, fit, fit_popularity, item_plus_text, load_dataset, small, split
+from itemlm.study import read_records
 from itemlm.text import ItemLLMConfig, cold_table, fit_content_knn, hierarchy, item_texts, text_vectors, withhold_items
 from itemlm.text_beam import HFPieceConfig, PieceConfig
 from itemlm.training import batch_order, make_optimizer, make_windows, train_step
@@ -143,9 +144,10 @@ def cold():
 def reached(dataset: str, model: str, metric: str) -> float | None:
     "Mean over seeds of a metric on the test part, from the records of nbs/compare.ipynb."
     how, found = {"split": "leave_one_out", "seen": "drop", "candidates": "all"}, []
-    for path in sorted((RESULTS / "compare").glob(f"{dataset}-{model}-small-as_is-seed*.json")):
-        rows = json.loads(path.read_text())["results"]
-        found += [r["metrics"][metric]["mean"] for r in rows if r["part"] == "test" and how.items() <= r["protocol"].items()]
+    for made in read_records(RESULTS / "compare"):
+        if [made[name] for name in ("dataset", "model", "preset", "ties")] == [dataset, model, "small", "as_is"]:
+            rows = [row for row in made["results"] if row["part"] == "test" and how.items() <= row["protocol"].items()]
+            found += [row["metrics"][metric]["mean"] for row in rows]
     return mean(found) if found else None
 
 
@@ -158,7 +160,7 @@ def accuracy():
             figures[f"hierarchy_{dataset}_ndcg@10"] = text
         if None not in (plain, both):
             figures[f"text_gain_{dataset}"] = both - plain
-        tests = RESULTS / f"compare/tests-{dataset}-small-as_is.json"
+        tests = RESULTS / f"compare/tests-{dataset}-small-leave_one_out-as_is.json"
         for test in json.loads(tests.read_text())["tests"] if tests.exists() else []:
             if {test["a"], test["b"]} == {"item_lm", "item_plus_text"} and test["metric"] == "ndcg@10":
                 figures[f"text_gain_{dataset}_p"] = test["p"]
