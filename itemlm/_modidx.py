@@ -638,6 +638,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'itemlm.split._running_latest': ('api/split.html#_running_latest', 'itemlm/split.py'),
                               'itemlm.split._split': ('api/split.html#_split', 'itemlm/split.py'),
                               'itemlm.split._tied_runs': ('api/split.html#_tied_runs', 'itemlm/split.py'),
+                              'itemlm.split.fewer_users': ('api/split.html#fewer_users', 'itemlm/split.py'),
                               'itemlm.split.shuffle_ties': ('api/split.html#shuffle_ties', 'itemlm/split.py'),
                               'itemlm.split.split': ('api/split.html#split', 'itemlm/split.py')},
             'itemlm.study': { 'itemlm.study.carry_out': ('api/study.html#carry_out', 'itemlm/study.py'),

@@ -1,0 +1,41 @@
+"""Fit RecTools' SASRec and write its lists; run by bench/peer.py in an environment of RecTools' own.
+
+    python bench/peer_rectools.py FOLDER
+
+FOLDER holds settings.json, fit.parquet (training part) and, for each part that is asked, <part>.parquet (histories). After every
+`every` epochs the lists for all of a part's users are written to <part>-<epoch>.parquet: user, item, rank.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from pytorch_lightning import Trainer, seed_everything
+from rectools.dataset import Dataset
+from rectools.models import SASRecModel
+
+folder = Path(sys.argv[1])
+settings = json.loads((folder / "settings.json").read_text())
+torch.set_num_threads(settings.pop("threads"))
+seed_everything(settings.pop("seed"), workers=True)
+epochs, every, parts = (settings.pop(name) for name in ("epochs", "every", "parts"))
+quiet = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+model = SASRecModel(
+    **settings, epochs=every, deterministic=True, recommend_torch_device="cpu",
+    get_trainer_func=lambda: Trainer(min_epochs=every, max_epochs=every, **quiet),
+)  # fmt: skip
+data = {name: Dataset.construct(pd.read_parquet(folder / f"{name}.parquet")) for name in ("fit", *parts)}
+seconds = 0.0
+for epoch in range(every, epochs + 1, every):
+    start = time.perf_counter()
+    model.fit(data["fit"]) if epoch == every else model.fit_partial(data["fit"], every, every)
+    seconds += time.perf_counter() - start
+    for part in parts:
+        users = data[part].user_id_map.external_ids
+        lists = model.recommend(users, data[part], k=10, filter_viewed=True, on_unsupported_targets="ignore")
+        lists[["user_id", "item_id", "rank"]].to_parquet(folder / f"{part}-{epoch}.parquet")
+    print(epoch, round(seconds, 1), flush=True)
+(folder / "seconds.json").write_text(json.dumps({"seconds": seconds}))
