@@ -254,7 +254,7 @@ class GRU4RecConfig:
     width: int = 64  # D, of items and state
     layers: int = 1
     max_len: int = 50
-    dropout: float = 0.3  # after the embedding and after the last layer
+    dropout: float = 0.4  # after the embedding and after the last layer
 
     def build(self) -> "GRU4Rec":
         "A new model with random weights."
@@ -290,7 +290,7 @@ class GRU4Rec(nn.Module):
 
 def gru4rec(**changes) -> TrainingConfig:
     "GRU4Rec with full cross-entropy."
-    return replace(TrainingConfig(model=GRU4RecConfig(), weight_decay=1e-4, head_start=False, epochs=40, patience=10), **changes)
+    return replace(TrainingConfig(model=GRU4RecConfig(), batch=64, weight_decay=1e-4, head_start=False, epochs=40, patience=10), **changes)
 
 # %% ../nbs/api/10_baselines.ipynb #b0c4a9ca
 class SASRecBlock(nn.Module):
@@ -324,7 +324,7 @@ class SASRecConfig:
     layers: int = 2
     heads: int = 1  # H
     max_len: int = 50
-    dropout: float = 0.5  # after the embedding, in attention and in the feed-forward
+    dropout: float = 0.6  # after the embedding, in attention and in the feed-forward
 
     def build(self) -> "SASRec":
         "A new model with random weights."
@@ -365,7 +365,7 @@ class SASRec(nn.Module):
 
 def sasrec(**changes) -> TrainingConfig:
     "SASRec with full cross-entropy."
-    config = TrainingConfig(model=SASRecConfig(), weight_decay=0.0, head_start=False, epochs=60, patience=10)
+    config = TrainingConfig(model=SASRecConfig(), batch=128, weight_decay=0.0, head_start=False, epochs=60, patience=15)
     return replace(config, **changes)
 
 
