@@ -525,6 +525,7 @@ class ItemTextConfig(ItemLMConfig):
     text_dropout: float = 0.1  # share of the text vectors' channels that a step does not see
     words: int = 20_000  # W at most: words and pairs of words with vectors of their own; 0 = none
     word_dropout: float = 0.1  # share of the words that a step does not see
+    token_weight: float = 0.2  # of the token in a sum: about what one of its words counts
     token_dropout: float = 0.0  # share of items that show only their text in a step (DropoutNet's idea)
 
     def __post_init__(self):
@@ -626,7 +627,7 @@ class ItemRows(nn.Embedding):
         if self.gate is not None:
             gate = torch.sigmoid(self.gate(torch.cat([token, text], -1)))
             return 2 * (gate * token + (1 - gate) * text)
-        return torch.cat([token, text], -1) if self.config.combine == "concat" else token + text
+        return torch.cat([token, text], -1) if self.config.combine == "concat" else self.config.token_weight * token + text
 
     def rows(self, columns: Tensor | None = None) -> Tensor:  # (n,) item columns; None = all -> (n, D)
         "Rows of items."
@@ -877,10 +878,8 @@ def start_from(
         rows.weight.copy_(torch.cat([own[: config.n_special], own[config.n_special :][rows.own]]))
     else:
         rows.weight.copy_(own)
-        if config.combine != "concat":
-            training, rows.training = rows.training, False
-            rows.weight[config.n_special :] -= rows.text_part()
-            rows.training = training
+        if config.combine == "sum":  # the text begins alone
+            rows.weight[config.n_special :][(rows.text_part() != 0).any(1)] = 0
 
 # %% ../nbs/api/11_text.ipynb #fddbad1e
 def hierarchy(
