@@ -3,15 +3,20 @@
     python bench/curves.py                    # goes on where it stopped, in units of at most 20 minutes
     python bench/curves.py hierarchy 10 25    # one model, these shares in percent
 
-`hierarchy_random` is the hierarchy whose MiniLM has random weights: the same network, no knowledge of the world.
+`hierarchy_random` is the hierarchy whose MiniLM has random weights: the same network, no knowledge of the world. `minilm` and
+`minilm_random` have no vectors of words: what the network makes of a text is all they know of it.
 """
 
 import json
 import sys
+from dataclasses import replace
 
 from record import ROOT, record, recorded
 
 from itemlm import evaluate, fewer_users, fit, load_dataset, small, split
+from itemlm.run import MODELS as RUNS
+from itemlm.run import run_folder
+from itemlm.study import plan
 from itemlm.text import ItemLLMConfig, hierarchy, item_plus_text
 
 MINUTES, SHARES = 20, (10, 25, 50, 100)
@@ -20,6 +25,8 @@ MODELS = {
     "hierarchy": hierarchy,
     "item_plus_text": item_plus_text,
     "hierarchy_random": lambda **changes: hierarchy(ItemLLMConfig(pretrained=False), **changes),
+    "minilm": lambda **changes: without_words(hierarchy(**changes)),
+    "minilm_random": lambda **changes: without_words(hierarchy(ItemLLMConfig(pretrained=False), **changes)),
 }
 NOTES = (
     "Test part of Beauty, leave-one-out, full ranking, seen items dropped, all users: <model>_<percent>_ndcg@10 and _recall@10 with "
@@ -29,11 +36,18 @@ NOTES = (
 )
 
 
+def without_words(config):
+    "The same, without vectors of words."
+    return replace(config, model=replace(config.model, words=0))
+
+
 def point(model: str, percent: int) -> dict | None:
     "Figures of one model at one share; None = not finished yet."
     whole = split(load_dataset("beauty"))
     parts = fewer_users(whole, percent / 100)
     folder = ROOT / f"runs/bench-curves/{model}-{percent}"
+    if percent == 100 and model in RUNS:  # the very run of nbs/compare.ipynb
+        folder = run_folder(plan(["beauty"], [model])[0])
     config = MODELS[model](batch=max(16, 256 * percent // 100))
     rec = fit(parts, config, out_dir=folder, device="cpu", max_minutes=MINUTES)
     if (folder / "resume.safetensors").exists():

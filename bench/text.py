@@ -18,8 +18,10 @@ from statistics import mean, median
 
 import torch
 from record import RESULTS, ROOT, record, recorded
+from torch.utils.flop_counter import FlopCounterMode
 
 from itemlm import ItemTokenizer, fit, fit_popularity, item_plus_text, load_dataset, small, split
+from itemlm.model import count_parameters
 from itemlm.study import read_records
 from itemlm.text import ItemLLMConfig, cold_table, fit_content_knn, hierarchy, item_texts, text_vectors, withhold_items
 from itemlm.text_beam import HFPieceConfig, PieceConfig
@@ -35,9 +37,12 @@ NOTES = (
     "of 3 interleaved rounds. Head: ItemLM of the small preset, 1,024 users in batches of 256. text: the same trunk over subwords "
     "of the titles (PieceLM, keys and values cached, 128 users). index: the same trunk over three random codes an item (128 "
     "users). t5small: a T5 of T5-small's dimensions over subwords of the titles, the transformers library's cached beam search "
-    "(4 users). seconds_*: a thousand users each. encode_beauty_seconds: MiniLM over the texts of Beauty's items (title, brand "
+    "(4 users). seconds_*: a thousand users each; "
+    "flops_*: of one recommendation to one user; tokens_*: read of a history. encode_beauty_seconds: MiniLM over the texts of "
+    "Beauty's items (title, brand "
     "and categories, keywords that add a word), nothing cached. frozen_text_step_ratio: training steps of item_plus_text over "
-    "those of small(), Beauty, same batches, interleaved, median. load_*: the machine's load average when the part ended. "
+    "those of small(), Beauty, same batches, interleaved, median (hierarchy_step_ratio: of hierarchy()). "
+    "load_*: the machine's load average when the part ended. "
     "cold_*: Beauty, 10 % of the items withheld by seed 0, hierarchy() trained without them; recall@10 of the users whose test "
     "item is withheld, ranked among the withheld items; cold_all_*: among all items. *_beauty, *_toys, *_gain_*: test part, "
     "leave-one-out, full ranking, seen items dropped, from the records in bench/results/compare, mean over seeds; p-values "
@@ -54,6 +59,13 @@ def seconds_of(f) -> float:
     start = time.perf_counter()
     f()
     return time.perf_counter() - start
+
+
+def flops_of(f) -> int:
+    "Floating-point operations of the matrix products and attentions in a call."
+    with FlopCounterMode(display=False) as counter:
+        f()
+    return counter.get_total_flops()
 
 
 def ml_1m():
@@ -80,7 +92,12 @@ def head_over(name: str, config, users: int) -> None:
               for _ in range(ROUNDS)]  # fmt: skip
     fast, slow = (median(x) for x in zip(*rounds))
     figures = {f"head_over_{name}_beam{BEAMS}_time": fast / slow, "seconds_head": 1000 * fast, f"seconds_{name}_beam{BEAMS}": 1000 * slow}
-    keep(figures | {f"parameters_{name}": sum(p.numel() for p in beam.parameters())}, f"head_over_{name}")
+    one = many.take([512])
+    figures |= {"flops_head": flops_of(lambda: head.scores(one)), f"flops_{name}": flops_of(lambda: beam.scores(one))}
+    figures |= {"tokens_head": float(many.lengths.mean()), f"tokens_{name}": float(many.lengths.mean() * beam.index.lengths.float().mean())}
+    figures |= {f"parameters_{which}": count_parameters(model)["table"] + count_parameters(model)["trunk"]
+                for which, model in (("head", head), (name, beam))}  # fmt: skip
+    keep(figures, f"head_over_{name}")
 
 
 def head_over_text():
@@ -110,10 +127,10 @@ def step():
     tokenizer = ItemTokenizer.from_split(parts)
     windows = make_windows(tokenizer.encode_codes(parts.train, parts.events.items.index), 50)
     trained = {}
-    for name, config in {"item": small(), "text": item_plus_text()}.items():
+    for name, config in {"item": small(), "text": item_plus_text(), "hierarchy": hierarchy()}.items():
         torch.manual_seed(0)
         model = replace(config.model, n_items=tokenizer.n_items).build()
-        if name == "text":
+        if name != "item":
             model.read_items(parts.events.items.loc[tokenizer.items])
         trained[name] = config, model.train(), make_optimizer(model, config)
     seconds = defaultdict(list)
@@ -122,7 +139,8 @@ def step():
             took = seconds_of(lambda: train_step(model, model, optimizer, windows.batch(rows), config).item())
             if n >= 4:
                 seconds[name].append(took)
-    keep({"frozen_text_step_ratio": median(t / i for t, i in zip(seconds["text"], seconds["item"]))}, "step")
+    ratio = lambda name: median(t / i for t, i in zip(seconds[name], seconds["item"]))
+    keep({"frozen_text_step_ratio": ratio("text"), "hierarchy_step_ratio": ratio("hierarchy")}, "step")
 
 
 def cold():

@@ -1,7 +1,7 @@
 """Numbers that can be trusted: what a full report costs, and what each model reaches on Beauty under one protocol.
 
     python bench/trust.py              # everything that this commit has no figure for yet
-    python bench/trust.py accuracy     # one part: seconds, big, accuracy
+    python bench/trust.py accuracy     # one part: seconds, accuracy, equal, big
 
 The accuracy figures are read from the records that nbs/compare.ipynb leaves in bench/results/compare.
 """
@@ -18,9 +18,11 @@ from statistics import mean, median
 import numpy as np
 import pandas as pd
 import torch
-from record import RESULTS, record, recorded
+from record import RESULTS, ROOT, record, recorded
 
-from itemlm import Events, ItemLM, ItemTokenizer, Ragged, Recommender, evaluate, load_dataset, small, split, tiny
+from itemlm import Events, ItemLM, ItemTokenizer, Ragged, Recommender, compare, evaluate, fit, load_dataset, sasrec, small, split, tiny
+from itemlm.run import run_folder
+from itemlm.study import plan
 
 USERS, ITEMS = 100_000, 1_000_000
 MODELS = "popularity", "markov", "gru4rec_ce", "sasrec_bce", "sasrec_ce", "bert4rec", "hstu", "item_lm"
@@ -31,7 +33,9 @@ NOTES = (
     "untrained ItemLM of width 8, in a process of its own: seconds of evaluate, and peak resident memory of the whole process, data, "
     "vocabulary and model included. <model>_beauty_ndcg@10: test part, leave-one-out in the order of the file, full ranking, seen items "
     "dropped; mean over the "
-    "seeds in bench/results/compare; of several settings of a model the one with the most seeds, then the best on the validation part."
+    "seeds in bench/results/compare; of several settings of a model the one with the most seeds, then the best on the validation part. "
+    "equal_*: ItemLM and SASRec-CE on Beauty, seed 0, width 64, 20 epochs each with a rate that falls to zero; their seconds of training "
+    "(one thread, another training beside), and a paired test over users."
 )
 
 
@@ -87,6 +91,21 @@ def big():
     record("trust", {"evaluate_big_seconds": took, "evaluate_big_peak_gb": peak}, NOTES)
 
 
+def equal():
+    "ItemLM and SASRec-CE with as many epochs, which cost about as many seconds: same width, batches and threads as in their presets."
+    parts = split(load_dataset("beauty"))
+    folder = ROOT / "runs/bench-trust"
+    runs = {"item_lm": (small(), run_folder(plan(["beauty"], ["item_lm"])[0])),
+            "sasrec_ce": (sasrec(epochs=small().epochs, patience=small().epochs), folder / "sasrec-equal")}  # fmt: skip
+    recs = {name: fit(parts, config, out_dir=where, device="cpu") for name, (config, where) in runs.items()}
+    reports = {name: evaluate(rec, parts) for name, rec in recs.items()}
+    test = compare(reports, metrics=("ndcg@10",)).tests.iloc[0]
+    sign = 1 if test["a"] == "item_lm" else -1
+    figures = {f"equal_{name}_seconds": rec.log[-1]["seconds"] for name, rec in recs.items()}
+    figures |= {f"equal_{name}_ndcg@10": report.metric("ndcg@10", "test", "drop")["mean"] for name, report in reports.items()}
+    record("trust", figures | {"equal_gain_ndcg@10": sign * test["difference"], "equal_gain_p": test["p"]}, NOTES)
+
+
 def ndcg_of(result: dict, part: str) -> float | None:
     "NDCG@10 of a record under the one protocol."
     how = {"split": "leave_one_out", "seen": "drop", "candidates": "all"}
@@ -117,10 +136,10 @@ def accuracy():
         record("trust", figures, NOTES)
 
 
-PARTS = {"seconds": seconds, "big": big, "accuracy": accuracy, "big_process": big_process}
+PARTS = {"seconds": seconds, "equal": equal, "big": big, "accuracy": accuracy, "big_process": big_process}
 
 if __name__ == "__main__":
-    for part in sys.argv[1:] or ("seconds", "accuracy", "big"):
+    for part in sys.argv[1:] or ("seconds", "accuracy", "equal", "big"):
         PARTS[part]()
     if sys.argv[1:] != ["big_process"]:
         print(json.dumps(recorded("trust"), indent=1))

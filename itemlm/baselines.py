@@ -371,7 +371,7 @@ def sasrec(**changes) -> TrainingConfig:
 
 def sasrec_bce(**changes) -> TrainingConfig:
     "SASRec as published: binary cross-entropy with one uniform negative a step."
-    return replace(sasrec(loss="bce", negatives=1, epochs=100, patience=20), **changes)
+    return replace(sasrec(model=SASRecConfig(dropout=0.5), loss="bce", lr=1e-3, epochs=120, patience=20), **changes)
 
 # %% ../nbs/api/10_baselines.ipynb #b4115eaa
 @dataclass(frozen=True, kw_only=True)
