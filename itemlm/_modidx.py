@@ -688,6 +688,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'itemlm.text.ItemRows.combined': ('api/text.html#itemrows.combined', 'itemlm/text.py'),
                              'itemlm.text.ItemRows.forward': ('api/text.html#itemrows.forward', 'itemlm/text.py'),
                              'itemlm.text.ItemRows.learn_to_read': ('api/text.html#itemrows.learn_to_read', 'itemlm/text.py'),
+                             'itemlm.text.ItemRows.n_words': ('api/text.html#itemrows.n_words', 'itemlm/text.py'),
                              'itemlm.text.ItemRows.new_texts': ('api/text.html#itemrows.new_texts', 'itemlm/text.py'),
                              'itemlm.text.ItemRows.read_again': ('api/text.html#itemrows.read_again', 'itemlm/text.py'),
                              'itemlm.text.ItemRows.read_all': ('api/text.html#itemrows.read_all', 'itemlm/text.py'),

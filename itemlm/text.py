@@ -594,7 +594,8 @@ class ItemRows(nn.Embedding):
         self.item_llm = ItemLLM(config.text) if config.text.trainable else None
         self.register_buffer("vectors", torch.zeros(config.n_items, config.text.size))  # (V, P); zero = no text
         self.register_buffer("own", torch.zeros(0, dtype=torch.int64))  # columns of items without text, if combine = text
-        self.lexicon = nn.Parameter(torch.zeros(0, config.text_width))  # (W, D) vectors of words
+        reads_words = config.words > 0 and config.combine != "start"
+        self.lexicon = nn.Parameter(torch.zeros(0, config.text_width)) if reads_words else None  # (W, D) vectors of words
         for name, kind in SHAPED_BY_TEXTS.items():
             self.register_buffer(name, torch.zeros(0, dtype=kind))
         self.by_word = None  # the bags, word by word: made when they are first needed
@@ -609,6 +610,11 @@ class ItemRows(nn.Embedding):
         take_shapes(self, ("weight", "own", "pieces", "lexicon", *SHAPED_BY_TEXTS), state, prefix)
         super()._load_from_state_dict(state, prefix, *args)
         self.by_word = None
+
+    @property
+    def n_words(self) -> int:
+        "W: words and pairs that have a vector."
+        return 0 if self.lexicon is None else len(self.lexicon)
 
     def texts(self) -> Tensor:  # (V, P)
         "Text vectors: fixed, or of this step, or of the present weights."
@@ -649,7 +655,7 @@ class ItemRows(nn.Embedding):
         texts = self.texts()
         shown = F.dropout(texts.new_ones(texts.shape[1]), self.config.text_dropout, self.training)
         text = self.adapter((texts if columns is None else texts[columns]) * shown)
-        return text + self.sums_of_words(columns) if len(self.lexicon) else text
+        return text + self.sums_of_words(columns) if self.n_words else text
 
     def sums_of_words(self, columns: Tensor | None = None) -> Tensor:  # (n,) item columns; None = all -> (n, text_width)
         "What the items' words add to their rows."
@@ -728,7 +734,7 @@ def read_items(
         self.own = empty.nonzero()[:, 0]
         self.weight = nn.Parameter(torch.randn(self.config.n_special + len(self.own), self.config.width) * 0.02)
     with_text = [text for text in found.texts if text]
-    if self.config.words and self.config.combine != "start":
+    if self.lexicon is not None:
         rarity = learn_words(with_text, self.config.words)
         self.lexicon = nn.Parameter(torch.randn(len(rarity), self.config.text_width) * 0.02)
         self.known_words, self.by_word = bytes_of(json.dumps(rarity)), None
@@ -843,20 +849,20 @@ def read_towards(
     texts = self.vectors if self.item_llm is None else self.exact
     length, size = texts.square().sum(1).mean().sqrt().clamp(min=1e-6), texts.shape[1]
     by_item = self.bag_words, starts_of(self.bag_lengths), self.bag_weights
-    by_word = turned(self.bag_lengths, self.bag_words, self.bag_weights, len(self.lexicon))
-    words = len(self.lexicon) > 0
+    by_word = turned(self.bag_lengths, self.bag_words, self.bag_weights, self.n_words)
 
     def forward(weights: Tensor) -> Tensor:
         dense = texts @ weights[:size] / length
-        return dense + weighted_sums(weights[size:], *by_item) if words else dense
+        return dense + weighted_sums(weights[size:], *by_item) if self.n_words else dense
 
     def backward(rows: Tensor) -> Tensor:
         dense = texts.T @ rows / length
-        return torch.cat([dense, weighted_sums(rows, *by_word)]) if words else dense
+        return torch.cat([dense, weighted_sums(rows, *by_word)]) if self.n_words else dense
 
     weights = ridge(forward, backward, targets.contiguous())
     self.adapter.straight.weight.copy_((weights[:size] / length).T)
-    self.lexicon.copy_(weights[size:])
+    if self.n_words:
+        self.lexicon.copy_(weights[size:])
 
 
 @patch
@@ -911,7 +917,7 @@ def grown(
     if found.empty.any():
         raise ValueError(f"new item {items.index[found.empty][0]!r} has no text, and nothing else is known of it: give it a title")
     more = rows.new_texts(found.texts)
-    if len(rows.lexicon):
+    if rows.n_words:
         bags = bag_words(found.texts, json.loads(text_of(rows.known_words)))
         more |= dict(zip(("bag_lengths", "bag_words", "bag_weights"), bags))
     if config.combine != "text":

@@ -296,3 +296,33 @@ def test_small_texts_stay_apart(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(item_texts(events.items, "{title}")) == len(events.items)
+
+
+def rows_of(items: pd.DataFrame, **changes) -> torch.Tensor:
+    "Rows of a hierarchy whose words are all it has: the network's part is switched off."
+    torch.manual_seed(0)
+    model = replace(quick(hierarchy()).model, n_items=len(items), **changes).build()
+    model.read_items(items)
+    torch.nn.init.zeros_(model.embed_tokens.adapter.straight.weight)
+    return model.eval().embed_tokens.rows().detach()
+
+
+def test_words_are_shared_between_items():
+    titles = ["red shoe", "red hat", "blue shoe", "blue hat", "red shoe", "green tea with mint"]
+    rows = rows_of(pd.DataFrame({"title": titles}))
+    torch.testing.assert_close(rows[0], rows[4])  # the same words, the same row
+    assert not rows[5].any()  # nobody else has any of its words
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(rows[0], rows[1], dim=0) > cosine(rows[0], rows[3], dim=0) + 0.2  # a word in common, and none
+
+
+def test_a_hierarchy_without_words(parts):
+    rec = fit(parts, quick(replace(hierarchy(), model=replace(hierarchy().model, words=0))), verbose=False)
+    assert "embed_tokens.lexicon" not in rec.model.state_dict() and len(rec.recommend(items=["i0"], k=3)) == 3
+    assert not rows_of(parts.events.items, words=0).any()
+    with pytest.raises(ValueError, match="words=-1 must be at least 0"):
+        ItemTextConfig(words=-1)
+
+
+def test_titles_that_share_no_word():
+    assert not rows_of(pd.DataFrame({"title": ["alpha", "beta", "gamma"]})).any()
