@@ -9,7 +9,6 @@ __all__ = ['plan', 'finish_run', 'record_of', 'record_name', 'settings_of', 'wit
 
 # %% ../nbs/api/16_study.ipynb #7f5cd7c3
 import json
-import math
 import platform
 import time
 from collections import defaultdict
@@ -20,10 +19,10 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 import psutil
-from safetensors import safe_open
 
 from .evaluate import compare, evaluate
 from .events import atomic_write
+from .recommend import load
 from .run import MODELS, Html, configured, decisive, open_run, opened_data, run_folder
 from .training import RESUME, TrainingConfig, fit, flatten
 
@@ -84,8 +83,9 @@ def record_of(
     about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine, "params": decisive(parameters)}
     about |= {"fit": json.loads((Path(folder) / "run.json").read_text())["identity"]["fit"]}
     about |= {"epochs": len(rows), "log": [[row["epoch"], round(row["ndcg@10"], 5), row["seconds"]] for row in rows]}
-    with safe_open(Path(folder) / "model.safetensors", "pt") as weights:  # counts of models that only count stand there too
-        about["parameters"] = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
+    model = load(folder, device="cpu").model
+    learnt = sum(p.numel() for p in model.parameters())
+    about["parameters"] = learnt or sum(counts.numel() for counts in model.state_dict().values())  # models that only count
     return known | about | {name: saved[name] for name in ("data", "seconds", "versions", "results") if name in saved}
 
 
