@@ -385,7 +385,7 @@ class BERT4RecConfig:
     heads: int = 2  # H
     max_len: int = 50  # items read; the mask comes on top
     dropout: float = 0.2
-    masked: float = 0.4  # share of items to guess
+    masked: float = 0.3  # share of items to guess
 
     def build(self) -> "BERT4Rec":
         "A new model with random weights."
@@ -447,7 +447,8 @@ class BERT4Rec(nn.Module):
 
 def bert4rec(**changes) -> TrainingConfig:
     "BERT4Rec."
-    return replace(TrainingConfig(model=BERT4RecConfig(), weight_decay=0.01, head_start=False, epochs=60, patience=10), **changes)
+    config = TrainingConfig(model=BERT4RecConfig(), batch=128, lr=4e-3, weight_decay=0.01, head_start=False, epochs=60, patience=15)
+    return replace(config, **changes)
 
 # %% ../nbs/api/10_baselines.ipynb #6e0e4e9c
 class HSTUBlock(nn.Module):
