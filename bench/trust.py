@@ -34,7 +34,8 @@ NOTES = (
     "vocabulary and model included. <model>_beauty_ndcg@10: test part, leave-one-out in the order of the file, full ranking, seen items "
     "dropped; mean over the "
     "seeds in bench/results/compare; of several settings of a model the one with the most seeds, then the best on the validation part. "
-    "equal_*: ItemLM (seed 1) and SASRec-CE (seed 0) on Beauty, width 64, 20 epochs each with a rate that falls to zero; their seconds of training "
+    "equal_*: ItemLM (seed 1) and SASRec-CE (seed 0) on Beauty, width 64, 20 epochs each with a rate "
+    "that falls to zero; their seconds of training "
     "(one thread, another training beside), and a paired test over users."
 )
 
