@@ -892,6 +892,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'itemlm.training.cooccurrence_vectors': ('api/training.html#cooccurrence_vectors', 'itemlm/training.py'),
                                  'itemlm.training.copied_weights': ('api/training.html#copied_weights', 'itemlm/training.py'),
                                  'itemlm.training.count': ('api/training.html#count', 'itemlm/training.py'),
+                                 'itemlm.training.drawn_targets': ('api/training.html#drawn_targets', 'itemlm/training.py'),
                                  'itemlm.training.estimate': ('api/training.html#estimate', 'itemlm/training.py'),
                                  'itemlm.training.fit': ('api/training.html#fit', 'itemlm/training.py'),
                                  'itemlm.training.flatten': ('api/training.html#flatten', 'itemlm/training.py'),

@@ -6,9 +6,10 @@
 __all__ = ['PRECISIONS', 'LOSSES', 'flatten', 'TrainingConfig', 'small', 'tiny', 'Windows', 'make_windows', 'batch_order',
            'learning_rate', 'make_optimizer', 'item_loss', 'train_step', 'neighbours', 'cooccurrence_vectors',
            'Estimate', 'estimate', 'timed_step', 'kept_mb', 'Progress', 'copied_weights', 'save_progress',
-           'load_progress', 'claim_run', 'check_identity', 'fit', 'count']
+           'load_progress', 'claim_run', 'check_identity', 'fit', 'count', 'drawn_targets']
 
 # %% ../nbs/api/08_training.ipynb #9d59ff89
+import copy
 import json
 import math
 import shutil
@@ -27,7 +28,7 @@ from .loss import IGNORE, binary_cross_entropy, chunk_of, linear_cross_entropy, 
 from .metrics import ndcg, recall
 from .model import ItemLMConfig, count_parameters
 from .recommend import Recommender, load, resolve_device
-from .split import Split
+from .split import Part, Split
 from .tokenizer import PAD, ItemTokenizer, Sequences
 
 # %% ../nbs/api/08_training.ipynb #30213b83
@@ -57,6 +58,7 @@ class TrainingConfig:
     weight_decay: float = 0.1  # of matrices; gains are never decayed
     warmup: float = 0.05  # share of all steps in which the learning rate rises
     patience: int = 5  # epochs without a better validation NDCG@10 before stopping
+    valid_targets: int = 0  # of the validation part, drawn by seed, that choose the weights; 0 = all of them
     head_start: bool = True  # begin from co-occurrence vectors instead of noise
     seed: int = 0
     precision: str = "float32"  # float32 | bfloat16 (autocast)
@@ -69,12 +71,15 @@ class TrainingConfig:
         for name in ("epochs", "batch", "lr", "patience", "negatives"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        if not (0 <= self.warmup < 1 and self.weight_decay >= 0):
-            raise ValueError("warmup must be at least 0 and below 1, weight_decay at least 0")
+        if not (0 <= self.warmup < 1 and self.weight_decay >= 0 and self.valid_targets >= 0):
+            raise ValueError("warmup must be at least 0 and below 1, weight_decay and valid_targets at least 0")
 
     def identity(self) -> dict:
         "What decides a run's numbers, the kind of model included."
-        return asdict(self) | {"kind": type(self.model).__name__}
+        known = asdict(self) | {"kind": type(self.model).__name__}
+        if not self.valid_targets:  # runs made before there was a choice stay what they are
+            del known["valid_targets"]
+        return known
 
     def _repr_html_(self) -> str:
         "Every field with its value, the model's first."
@@ -264,10 +269,11 @@ def estimate(
     config: TrainingConfig,  # its model with `n_items` filled in
     device: str = "cpu",
     batches: int = 3,  # batches to time, after one to warm up
+    model: nn.Module | None = None,  # that will be trained; None = one with random weights that has read no text
 ) -> Estimate:
     "Time and memory of a run, from a few batches of a throw-away model."
     with torch.random.fork_rng():
-        model = config.model.build().to(device).train()
+        model = (copy.deepcopy(model) if model else config.model.build()).to(device).train()
         optimizer = make_optimizer(model, config)
         order = batch_order(windows.lengths, config.batch, config.seed, epoch=0)[: batches + 1]
         kept = kept_mb(model, windows, config)
@@ -275,7 +281,8 @@ def estimate(
     timed = [(s, windows.lengths[rows].sum() - len(rows)) for s, rows in zip(seconds, order)][min(1, len(order) - 1) :]
     per_target = sum(s for s, _ in timed) / sum(n for _, n in timed)
     weights = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4 / 2**20
-    scores = min(chunk_of(config.model.n_items, device), config.batch * config.model.max_len) * config.model.n_items * 4 / 2**20
+    columns = len(model.head_weight())
+    scores = min(chunk_of(columns, device), config.batch * config.model.max_len) * columns * 4 / 2**20
     return Estimate(sum(count_parameters(model).values()), windows.targets, per_target * windows.targets, 5 * weights + kept + scores)
 
 
@@ -432,6 +439,16 @@ def count(parts: Split, tokenizer: ItemTokenizer, config: object, device: str, f
     return rec
 
 # %% ../nbs/api/08_training.ipynb #484dba06
+def drawn_targets(
+    part: Part,
+    count: int,  # as many as there are, if there are fewer
+    seed: int = 0,
+) -> Part:
+    "Some questions of a part, in its order."
+    rows = np.sort(np.random.default_rng(seed).permutation(len(part))[:count])
+    return Part(part.name, part.users[rows], part.histories.take(rows), part.targets[rows])
+
+# %% ../nbs/api/08_training.ipynb #63545782
 RESUME = "resume.safetensors"
 SAVE_EVERY = 120  # seconds between saves inside a long epoch
 
@@ -460,6 +477,7 @@ class Run:
         self.decoder = torch.compile(self.model, dynamic=True) if config.compile else self.model
         self.optimizer = make_optimizer(self.model, config)
         self.recommender = Recommender.from_split(self.model, tokenizer, parts)
+        self.valid = drawn_targets(parts.valid, config.valid_targets, config.seed) if config.valid_targets else parts.valid
         self.steps_per_epoch = -(-len(self.windows) // config.batch)
         resume = folder and folder / RESUME
         self.progress = load_progress(resume, self.model, self.optimizer) if resume and resume.exists() else Progress()
@@ -486,7 +504,7 @@ class Run:
         if self.progress.step:
             self.say(f"going on from step {self.progress.step:,}, epoch {self.epoch + 1}")
         else:
-            self.say(f"{estimate(self.windows, self.config, self.device)} on {self.device}")
+            self.say(f"{estimate(self.windows, self.config, self.device, model=self.model)} on {self.device}")
         self.lap = time.monotonic()
         while not self.done:  # at least one step, however little time there is
             self.train_epoch(deadline)
@@ -526,7 +544,7 @@ class Run:
     def validate(self):
         "Rank the validation targets, keep the weights if they are the best so far, and log a row."
         p = self.progress
-        ranks = self.recommender.rank_part(self.parts, "valid", seen=("drop",))["drop"]
+        ranks = self.recommender.rank_part(self.parts, self.valid, seen=("drop",))["drop"]
         score, epoch = float(ndcg(ranks, 10).mean()), p.step / self.steps_per_epoch
         if score > p.best:
             p.best, p.best_epoch = score, math.ceil(epoch)
