@@ -446,7 +446,7 @@ def drawn_targets(
 ) -> Part:
     "Some questions of a part, in its order."
     rows = np.sort(np.random.default_rng(seed).permutation(len(part))[:count])
-    return Part(part.name, part.users[rows], part.histories.take(rows), part.targets[rows])
+    return replace(part, users=part.users[rows], histories=part.histories.take(rows), targets=part.targets[rows])
 
 # %% ../nbs/api/08_training.ipynb #63545782
 RESUME = "resume.safetensors"
