@@ -483,6 +483,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'itemlm.model.SwiGLU.__init__': ('api/model.html#swiglu.__init__', 'itemlm/model.py'),
                               'itemlm.model.SwiGLU.forward': ('api/model.html#swiglu.forward', 'itemlm/model.py'),
                               'itemlm.model.count_parameters': ('api/model.html#count_parameters', 'itemlm/model.py'),
+                              'itemlm.model.head_kept': ('api/model.html#head_kept', 'itemlm/model.py'),
+                              'itemlm.model.head_of': ('api/model.html#head_of', 'itemlm/model.py'),
                               'itemlm.model.make_norm': ('api/model.html#make_norm', 'itemlm/model.py'),
                               'itemlm.model.next_item_lessons': ('api/model.html#next_item_lessons', 'itemlm/model.py'),
                               'itemlm.model.next_item_scores': ('api/model.html#next_item_scores', 'itemlm/model.py'),

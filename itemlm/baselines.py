@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .events import Ragged
-from .model import next_item_lessons, next_item_scores, pad_right, steps_back
+from .model import head_of, next_item_lessons, next_item_scores, pad_right, steps_back
 from .recommend import Recommender
 from .split import Split
 from .tokenizer import MASK, PAD, ItemTokenizer, Sequences
@@ -433,13 +433,12 @@ class BERT4Rec(nn.Module):
         sequences: Sequences,  # B histories of item tokens, none empty
     ) -> Tensor:  # (B, V)
         "Scores of every item at a mask after each history."
-        training = self.training
+        weight, training = head_of(self), self.training
         self.eval()
         tokens, lengths = pad_right(sequences, self.config.max_len)
         tokens = F.pad(tokens, (0, 1), value=PAD)
         rows = torch.arange(len(tokens))
         tokens[rows, lengths] = MASK
-        weight = self.head_weight()
         hidden = self(tokens.to(weight.device))[rows, lengths]
         self.train(training)
         return (hidden @ weight.T).float()

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['rotary_table', 'rotate', 'ItemLMConfig', 'Attention', 'SwiGLU', 'GELU', 'make_norm', 'Block', 'next_item_lessons',
-           'steps_back', 'ItemLM', 'pad_right', 'next_item_scores', 'count_parameters']
+           'steps_back', 'ItemLM', 'pad_right', 'head_of', 'head_kept', 'next_item_scores', 'count_parameters']
 
 # %% ../nbs/api/05_model.ipynb #0f065093
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -254,14 +256,34 @@ def pad_right(
 
 # %% ../nbs/api/05_model.ipynb #791ee445
 @torch.inference_mode()
+def head_of(model: nn.Module) -> Tensor:  # (V, D)
+    "Rows of the item head, no dropout in them; within `head_kept` the kept ones."
+    if getattr(model, "kept_head", None) is not None:
+        return model.kept_head
+    training = model.training
+    weight = model.eval().head_weight()
+    model.train(training)
+    return weight
+
+
+@contextmanager
+def head_kept(model: nn.Module) -> Iterator[None]:
+    "Make the item head once for everything that is scored inside; the weights must not change there."
+    model.kept_head = head_of(model) if hasattr(model, "head_weight") else None
+    try:
+        yield
+    finally:
+        model.kept_head = None
+
+
+@torch.inference_mode()
 def next_item_scores(
     model: nn.Module,  # tokens (B, T) -> hidden (B, T, D), with `head_weight`
     sequences: Sequences,  # B histories of item tokens, oldest first, none empty
 ) -> Tensor:  # (B, V) float32; column i is the item with token n_special + i
     "Scores of every item, from the hidden state at each history's last step."
-    training = model.training
+    weight, training = head_of(model), model.training
     model.eval()
-    weight = model.head_weight()
     tokens, lengths = pad_right(sequences, model.config.max_len)
     if len(lengths) and lengths.min() < 1:
         raise ValueError(f"history {int(lengths.argmin())} is empty: the model has nothing to read; give it an item")

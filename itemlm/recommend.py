@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from . import __version__
 from .events import Ragged, atomic_write
 from .metrics import Ranks, drop_seen, target_ranks
+from .model import head_kept
 from .split import Part, Split
 from .tokenizer import SEPARATOR, ItemTokenizer, Sequences
 
@@ -185,9 +186,10 @@ def batches(
     "Score histories batch by batch, those of like length together."
     order = np.argsort(sequences.lengths, kind="stable")
     step = max(1, min(batch, 2**24 // self.n_items))
-    for rows in (order[i : i + step] for i in range(0, len(order), step)):
-        some = sequences.take(rows)
-        yield rows, self.scores(some), Ragged(some.values - self.tokenizer.n_special, some.offsets)
+    with head_kept(self.model):
+        for rows in (order[i : i + step] for i in range(0, len(order), step)):
+            some = sequences.take(rows)
+            yield rows, self.scores(some), Ragged(some.values - self.tokenizer.n_special, some.offsets)
 
 # %% ../nbs/api/07_recommend.ipynb #8416658e
 SEEN = ("drop", "keep")  # what becomes of items the user has had: out of the list, or not
