@@ -20,7 +20,7 @@ import torch
 from record import ROOT, record, recorded
 
 from itemlm import ItemLM, ItemTokenizer, evaluate, load, load_dataset, small, split
-from itemlm.training import batch_order, make_optimizer, make_windows, train_step
+from itemlm.training import epoch_order, make_optimizer, make_windows, train_step
 
 RUNS = ROOT / "runs/bench-main_job"
 SEEDS = 0, 1, 2
@@ -111,14 +111,14 @@ def speed(rounds: int = 9, steps: int = 4):
     windows, config = wide()
     model = ItemLM(config.model).train()
     optimizer = make_optimizer(model, config)
-    order = batch_order(windows.lengths, config.batch, seed=0, epoch=0)
+    order = epoch_order(windows, config, 0)
     rates, shares = [], []
     for turn in range(rounds + 1):
         rows = order[turn * steps : (turn + 1) * steps]
         targets = [int(windows.lengths[r].sum()) - len(r) for r in rows]
         alone = products(model, sum(targets) // 416 * 416)
         before = seconds_of(alone)
-        step = lambda: [train_step(model, model, optimizer, windows.batch(r), config).item() for r in rows]  # noqa: B023
+        step = lambda: [train_step(model, model, optimizer, windows.rectangles(r, config.mixed), config).item() for r in rows]  # noqa: B023
         trained = seconds_of(step)
         if turn:  # the first round warms up
             rates.append(sum(targets) / trained)
@@ -132,8 +132,8 @@ def peak():
     windows, config = wide()
     model = ItemLM(config.model).train()
     optimizer = make_optimizer(model, config)
-    for rows in batch_order(windows.lengths, config.batch, seed=0, epoch=0):
-        train_step(model, model, optimizer, windows.batch(rows), config)
+    for rows in epoch_order(windows, config, 0):
+        train_step(model, model, optimizer, windows.rectangles(rows, config.mixed), config)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 

@@ -25,7 +25,7 @@ from itemlm.model import count_parameters
 from itemlm.study import read_records
 from itemlm.text import ItemLLMConfig, cold_table, fit_content_knn, hierarchy, item_texts, text_vectors, withhold_items
 from itemlm.text_beam import HFPieceConfig, PieceConfig
-from itemlm.training import batch_order, make_optimizer, make_windows, train_step
+from itemlm.training import epoch_order, make_optimizer, make_windows, train_step
 
 T5_SMALL = {"model_type": "t5", "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
             "decoder_start_token_id": 0}  # fmt: skip
@@ -134,9 +134,9 @@ def step():
             model.read_items(parts.events.items.loc[tokenizer.items])
         trained[name] = config, model.train(), make_optimizer(model, config)
     seconds = defaultdict(list)
-    for n, rows in enumerate(batch_order(windows.lengths, 256, 0, 0)[:24]):
+    for n, rows in enumerate(epoch_order(windows, small(), 0)[:24]):
         for name, (config, model, optimizer) in trained.items():
-            took = seconds_of(lambda: train_step(model, model, optimizer, windows.batch(rows), config).item())
+            took = seconds_of(lambda: train_step(model, model, optimizer, windows.rectangles(rows, config.mixed), config).item())
             if n >= 4:
                 seconds[name].append(took)
     ratio = lambda name: median(t / i for t, i in zip(seconds[name], seconds["item"]))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'LOSSES', 'flatten', 'TrainingConfig', 'small', 'tiny', 'Windows', 'make_windows', 'batch_order',
-           'learning_rate', 'make_optimizer', 'item_loss', 'train_step', 'neighbours', 'cooccurrence_vectors',
-           'Estimate', 'estimate', 'timed_step', 'kept_mb', 'Progress', 'copied_weights', 'save_progress',
-           'load_progress', 'claim_run', 'check_identity', 'fit', 'count', 'drawn_targets']
+           'epoch_order', 'learning_rate', 'make_optimizer', 'item_loss', 'train_step', 'neighbours',
+           'cooccurrence_vectors', 'Estimate', 'estimate', 'timed_step', 'kept_mb', 'Progress', 'copied_weights',
+           'save_progress', 'load_progress', 'claim_run', 'check_identity', 'fit', 'count', 'drawn_targets']
 
 # %% ../nbs/api/08_training.ipynb #9d59ff89
 import copy
@@ -54,6 +54,7 @@ class TrainingConfig:
     calibration: float = 0.75  # t of gbce: 0 = bce, 1 = no overconfidence left (arXiv 2308.07192)
     epochs: int = 20
     batch: int = 256  # windows a step
+    mixed: bool = True  # windows of all lengths share a step; or only those of like length
     lr: float = 2e-3  # peak learning rate
     weight_decay: float = 0.1  # of matrices; gains are never decayed
     warmup: float = 0.05  # share of all steps in which the learning rate rises
@@ -77,9 +78,7 @@ class TrainingConfig:
     def identity(self) -> dict:
         "What decides a run's numbers, the kind of model included."
         known = asdict(self) | {"kind": type(self.model).__name__}
-        if not self.valid_targets:  # runs made before there was a choice stay what they are
-            del known["valid_targets"]
-        return known
+        return {name: value for name, value in known.items() if value or name not in ("mixed", "valid_targets")}  # newer than some runs
 
     def _repr_html_(self) -> str:
         "Every field with its value, the model's first."
@@ -127,6 +126,17 @@ class Windows:
         tokens = np.where(real, self.tokens[np.where(real, self.starts[rows, None] + steps, 0)], PAD)
         return torch.from_numpy(tokens.astype(np.int64))
 
+    def rectangles(
+        self,
+        rows: np.ndarray,  # (B,) windows
+        mixed: bool,  # of all lengths; of like length they are one rectangle
+    ) -> list[Tensor]:  # right-padded tokens, each as `batch` gives them
+        "Some windows as rectangles, each at most twice as wide as its shortest row or as wide as 4 lessons."
+        if not mixed:
+            return [self.batch(rows)]
+        size = np.ceil(np.log2(np.maximum(self.lengths[rows] - 1, 4)))
+        return [self.batch(rows[size == some]) for some in np.unique(size)]
+
 
 def make_windows(
     sequences: Sequences,  # training histories
@@ -149,7 +159,7 @@ def batch_order(
     epoch: int,  # from 0
     pool: int = 16,  # batches within which windows are sorted by length
 ) -> list[np.ndarray]:  # rows of each batch
-    "Shuffled batches of windows of like length; every window once."
+    "Shuffled batches of windows, of like length if the pool is larger than one batch; every window once."
     rng = np.random.default_rng((seed, epoch))
     shuffled, batches = rng.permutation(len(lengths)), []
     for start in range(0, len(shuffled), batch * pool):
@@ -157,6 +167,11 @@ def batch_order(
         rows = rows[np.argsort(lengths[rows], kind="stable")]
         batches += [rows[i : i + batch] for i in range(0, len(rows), batch)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def epoch_order(windows: Windows, config: TrainingConfig, epoch: int) -> list[np.ndarray]:  # rows of each batch
+    "The batches of an epoch, counted from 0."
+    return batch_order(windows.lengths, config.batch, config.seed, epoch, pool=1 if config.mixed else 16)
 
 # %% ../nbs/api/08_training.ipynb #8343b949
 def learning_rate(
@@ -198,15 +213,17 @@ def train_step(
     decoder: nn.Module,  # tokens (B, T) -> hidden (B, T, D): the model, or its compiled twin
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    tokens: Tensor,  # (B, T + 1) from `Windows.batch`
+    batch: list[Tensor],  # (B, T + 1) each, from `Windows.rectangles`
     config: TrainingConfig,
 ) -> Tensor:  # () mean loss of the batch, before the step
     "One update from one batch."
-    device = next(model.parameters()).device
-    inputs, targets = model.lessons(tokens.to(device, non_blocking=True))
-    columns = torch.where(targets < model.config.n_special, IGNORE, targets - model.config.n_special)
+    device, hidden, columns = next(model.parameters()).device, [], []
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        loss = item_loss(decoder(inputs), model.head_weight(), columns, config)
+        for tokens in batch:
+            inputs, targets = model.lessons(tokens.to(device, non_blocking=True))
+            hidden.append(decoder(inputs).flatten(0, 1))
+            columns.append(torch.where(targets < model.config.n_special, IGNORE, targets - model.config.n_special).flatten())
+        loss = item_loss(torch.cat(hidden)[None], model.head_weight(), torch.cat(columns)[None], config)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -275,9 +292,9 @@ def estimate(
     with torch.random.fork_rng():
         model = (copy.deepcopy(model) if model else config.model.build()).to(device).train()
         optimizer = make_optimizer(model, config)
-        order = batch_order(windows.lengths, config.batch, config.seed, epoch=0)[: batches + 1]
+        order = epoch_order(windows, config, epoch=0)[: batches + 1]
         kept = kept_mb(model, windows, config)
-        seconds = [timed_step(model, optimizer, windows.batch(rows), config) for rows in order]
+        seconds = [timed_step(model, optimizer, windows.rectangles(rows, config.mixed), config) for rows in order]
     timed = [(s, windows.lengths[rows].sum() - len(rows)) for s, rows in zip(seconds, order)][min(1, len(order) - 1) :]
     per_target = sum(s for s, _ in timed) / sum(n for _, n in timed)
     weights = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4 / 2**20
@@ -286,10 +303,10 @@ def estimate(
     return Estimate(sum(count_parameters(model).values()), windows.targets, per_target * windows.targets, 5 * weights + kept + scores)
 
 
-def timed_step(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tensor, config: TrainingConfig) -> float:
+def timed_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: list[Tensor], config: TrainingConfig) -> float:
     "Seconds of one update, the device's queue included."
     start = time.perf_counter()
-    train_step(model, model, optimizer, tokens, config).item()
+    train_step(model, model, optimizer, batch, config).item()
     return time.perf_counter() - start
 
 
@@ -516,7 +533,7 @@ class Run:
     def train_epoch(self, deadline: float):
         "The rest of the current epoch, or as much as there is time for, and its validation."
         p = self.progress
-        order = batch_order(self.windows.lengths, self.config.batch, self.config.seed, self.epoch)
+        order = epoch_order(self.windows, self.config, self.epoch)
         self.model.train()
         for rows in order[p.step % self.steps_per_epoch :]:
             self.step(rows)
@@ -535,7 +552,7 @@ class Run:
         torch.manual_seed(config.seed * 1_000_003 + p.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(p.step, config.epochs * self.steps_per_epoch, config)
-        loss = train_step(self.decoder, self.model, self.optimizer, self.windows.batch(rows), config).item()
+        loss = train_step(self.decoder, self.model, self.optimizer, self.windows.rectangles(rows, config.mixed), config).item()
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} at step {p.step}: lower lr={config.lr} or use precision='float32'")
         targets = int(self.windows.lengths[rows].sum()) - len(rows)
