@@ -371,7 +371,8 @@ def sasrec(**changes) -> TrainingConfig:
 
 def sasrec_bce(**changes) -> TrainingConfig:
     "SASRec as published: binary cross-entropy with one uniform negative a step."
-    return replace(sasrec(model=SASRecConfig(dropout=0.5), loss="bce", lr=1e-3, epochs=120, patience=20), **changes)
+    config = sasrec(model=SASRecConfig(dropout=0.5), loss="bce", mixed=False, lr=1e-3, epochs=120, patience=20)
+    return replace(config, **changes)
 
 # %% ../nbs/api/10_baselines.ipynb #b4115eaa
 @dataclass(frozen=True, kw_only=True)
@@ -446,8 +447,8 @@ class BERT4Rec(nn.Module):
 
 def bert4rec(**changes) -> TrainingConfig:
     "BERT4Rec."
-    config = TrainingConfig(model=BERT4RecConfig(), batch=128, lr=4e-3, weight_decay=0.01, head_start=False, epochs=60, patience=15)
-    return replace(config, **changes)
+    config = TrainingConfig(model=BERT4RecConfig(), batch=128, mixed=False, lr=4e-3, head_start=False, epochs=60, patience=15)
+    return replace(config, **{"weight_decay": 0.01} | changes)
 
 # %% ../nbs/api/10_baselines.ipynb #6e0e4e9c
 class HSTUBlock(nn.Module):
