@@ -32,11 +32,9 @@ NOTES = (
     f"evaluate_big_*: the same for a made-up table of {USERS:,} users and {ITEMS:,} items with titles, genres and times, and an "
     "untrained ItemLM of width 8, in a process of its own: seconds of evaluate, and peak resident memory of the whole process, data, "
     "vocabulary and model included. <model>_beauty_ndcg@10: test part, leave-one-out in the order of the file, full ranking, seen items "
-    "dropped; mean over the "
-    "seeds in bench/results/compare; of several settings of a model the one with the most seeds, then the best on the validation part. "
-    "equal_*: ItemLM (seed 1) and SASRec-CE (seed 0) on Beauty, width 64, 20 epochs each with a rate "
-    "that falls to zero; their seconds of training "
-    "(one thread, another training beside), and a paired test over users."
+    "dropped; mean over the seeds in bench/results/compare; of several settings of a model the one with the most seeds, then the best on "
+    "the validation part. equal_*: ItemLM (seed 1) and SASRec-CE (seed 0) on Beauty, width 64, 20 epochs each with a rate that falls to "
+    "zero; their seconds of training (one thread, another training beside), and a paired test over users."
 )
 
 
