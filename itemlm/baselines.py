@@ -290,7 +290,8 @@ class GRU4Rec(nn.Module):
 
 def gru4rec(**changes) -> TrainingConfig:
     "GRU4Rec with full cross-entropy."
-    return replace(TrainingConfig(model=GRU4RecConfig(), batch=64, weight_decay=1e-4, head_start=False, epochs=40, patience=10), **changes)
+    config = TrainingConfig(model=GRU4RecConfig(), batch=64, mixed=False, weight_decay=1e-4, head_start=False, epochs=40, patience=10)
+    return replace(config, **changes)
 
 # %% ../nbs/api/10_baselines.ipynb #b0c4a9ca
 class SASRecBlock(nn.Module):
