@@ -240,7 +240,7 @@ def attention_weights(
     "Where each step of a history looks, by layer and head."
     layers = [m for m in rec.model.modules() if isinstance(m, Attention)]
     if not layers:
-        raise ValueError(f"{type(rec.model).__name__} has no attention that can be shown: only that of ItemLM and of the models with text can")
+        raise ValueError(f"{type(rec.model).__name__} has no attention that can be shown: that of ItemLM and of models with text can")
     tokens, _ = _window(rec, history)
     if not len(tokens):
         raise ValueError("no item of the history is known to the model: there is nothing to attend to; give it an item")
