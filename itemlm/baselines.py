@@ -527,4 +527,5 @@ class HSTU(nn.Module):
 
 def hstu(**changes) -> TrainingConfig:
     "HSTU without time stamps, full cross-entropy."
-    return replace(TrainingConfig(model=HSTUConfig(), weight_decay=1e-3, head_start=False, epochs=40, patience=10), **changes)
+    config = TrainingConfig(model=HSTUConfig(), mixed=False, weight_decay=1e-3, head_start=False, epochs=40, patience=10)
+    return replace(config, **changes)
