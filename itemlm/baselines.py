@@ -290,7 +290,7 @@ class GRU4Rec(nn.Module):
 
 def gru4rec(**changes) -> TrainingConfig:
     "GRU4Rec with full cross-entropy."
-    config = TrainingConfig(model=GRU4RecConfig(), batch=64, mixed=False, weight_decay=1e-4, head_start=False, epochs=40, patience=10)
+    config = TrainingConfig(model=GRU4RecConfig(), batch=64, weight_decay=1e-4, head_start=False, epochs=40, patience=10)
     return replace(config, **changes)
 
 # %% ../nbs/api/10_baselines.ipynb #b0c4a9ca
@@ -372,7 +372,7 @@ def sasrec(**changes) -> TrainingConfig:
 
 def sasrec_bce(**changes) -> TrainingConfig:
     "SASRec as published: binary cross-entropy with one uniform negative a step."
-    config = sasrec(model=SASRecConfig(dropout=0.5), loss="bce", mixed=False, lr=1e-3, epochs=120, patience=20)
+    config = sasrec(model=SASRecConfig(dropout=0.5), loss="bce", lr=1e-3, epochs=120, patience=20)
     return replace(config, **changes)
 
 # %% ../nbs/api/10_baselines.ipynb #b4115eaa
@@ -448,7 +448,7 @@ class BERT4Rec(nn.Module):
 
 def bert4rec(**changes) -> TrainingConfig:
     "BERT4Rec."
-    config = TrainingConfig(model=BERT4RecConfig(), batch=128, mixed=False, lr=4e-3, head_start=False, epochs=60, patience=15)
+    config = TrainingConfig(model=BERT4RecConfig(), batch=128, lr=4e-3, head_start=False, epochs=60, patience=15)
     return replace(config, **{"weight_decay": 0.01} | changes)
 
 # %% ../nbs/api/10_baselines.ipynb #6e0e4e9c
@@ -527,5 +527,5 @@ class HSTU(nn.Module):
 
 def hstu(**changes) -> TrainingConfig:
     "HSTU without time stamps, full cross-entropy."
-    config = TrainingConfig(model=HSTUConfig(), mixed=False, weight_decay=1e-3, head_start=False, epochs=40, patience=10)
+    config = TrainingConfig(model=HSTUConfig(), weight_decay=1e-3, head_start=False, epochs=40, patience=10)
     return replace(config, **changes)

@@ -42,7 +42,7 @@ def test_study_of_two_models_is_made_and_continued(tmp_path):
     done = papermill("nbs/compare.ipynb", tmp_path / "out.ipynb", **asked)
     assert not done.returncode, done.stderr[-3000:]
     shown = text_of(tmp_path / "out.ipynb")
-    assert "2 of 2 runs finished" in shown and "markov ahead" in shown
+    assert "2 of 2 runs finished" in shown and "behind markov" in shown
     names = sorted(path.name for path in (tmp_path / "records").iterdir())
     assert names == [f"made_up-{m}-small-leave_one_out-as_is-seed0.json" for m in ("markov", "popularity")] + [
         "tests-made_up-small-leave_one_out-as_is.json"]
