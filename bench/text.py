@@ -18,11 +18,10 @@ from statistics import mean, median
 
 import torch
 from record import RESULTS, ROOT, record, recorded
-from torch.utils.flop_counter import FlopCounterMode
 
 from itemlm import ItemTokenizer, fit, fit_popularity, item_plus_text, load_dataset, small, split
 from itemlm.model import count_parameters
-from itemlm.study import read_records
+from itemlm.study import matrix_operations, read_records
 from itemlm.text import ItemLLMConfig, cold_table, fit_content_knn, hierarchy, item_texts, text_vectors, withhold_items
 from itemlm.text_beam import HFPieceConfig, PieceConfig
 from itemlm.training import epoch_order, make_optimizer, make_windows, train_step
@@ -61,13 +60,6 @@ def seconds_of(f) -> float:
     return time.perf_counter() - start
 
 
-def flops_of(f) -> int:
-    "Floating-point operations of the matrix products and attentions in a call."
-    with FlopCounterMode(display=False) as counter:
-        f()
-    return counter.get_total_flops()
-
-
 def ml_1m():
     "Item table in token order, and test histories as tokens."
     parts = split(load_dataset("ml-1m"))
@@ -93,7 +85,7 @@ def head_over(name: str, config, users: int) -> None:
     fast, slow = (median(x) for x in zip(*rounds))
     figures = {f"head_over_{name}_beam{BEAMS}_time": fast / slow, "seconds_head": 1000 * fast, f"seconds_{name}_beam{BEAMS}": 1000 * slow}
     one = many.take([512])
-    figures |= {"flops_head": flops_of(lambda: head.scores(one)), f"flops_{name}": flops_of(lambda: beam.scores(one))}
+    figures |= {"flops_head": matrix_operations(lambda: head.scores(one)), f"flops_{name}": matrix_operations(lambda: beam.scores(one))}
     figures |= {"tokens_head": float(many.lengths.mean()), f"tokens_{name}": float(many.lengths.mean() * beam.index.lengths.float().mean())}
     figures |= {f"parameters_{which}": count_parameters(model)["table"] + count_parameters(model)["trunk"]
                 for which, model in (("head", head), (name, beam))}  # fmt: skip

@@ -647,6 +647,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'itemlm.study.compare_recorded': ('api/study.html#compare_recorded', 'itemlm/study.py'),
                               'itemlm.study.cost_figure': ('api/study.html#cost_figure', 'itemlm/study.py'),
                               'itemlm.study.finish_run': ('api/study.html#finish_run', 'itemlm/study.py'),
+                              'itemlm.study.matrix_operations': ('api/study.html#matrix_operations', 'itemlm/study.py'),
                               'itemlm.study.plan': ('api/study.html#plan', 'itemlm/study.py'),
                               'itemlm.study.read_comparisons': ('api/study.html#read_comparisons', 'itemlm/study.py'),
                               'itemlm.study.read_records': ('api/study.html#read_records', 'itemlm/study.py'),
