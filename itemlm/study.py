@@ -212,7 +212,7 @@ def results_table(
     rows = [{"dataset": record["dataset"], "preset": record["preset"], "ties": record["ties"], "model": record["model"],
              "seed": record["seed"], "seen": result["protocol"]["seen"], "split": result["protocol"]["split"],
              "parameters": record["parameters"], "fit_seconds": record["seconds"].get("fit"), "epochs": record["epochs"],
-             **record["recommendation"],
+             **record.get("recommendation", dict.fromkeys(("mflop", "seconds", "tokens"), np.nan)),
              **{metric: result["metrics"][metric]["mean"] for metric in metrics},
              **{f"{metric}.{end}": result["metrics"][metric][end] for metric in metrics for end in ("lo", "hi")}}
             for record in records for result in record["results"] if result["part"] == part]  # fmt: skip
@@ -246,8 +246,9 @@ def results_html(
             cells[row["model"]][name] = f"{row[metric]:.4f}{spread}<br><small>{interval}</small>"
         cells[row["model"]] |= {"seeds": row["seeds"]} if row["ties"] == "as_is" else {}
         if row["ties"] == "as_is":
-            spent = f"{row['seconds']:.2g} s<br><small>{row['mflop']:,.1f} MFLOP, {row['tokens']:.3g} tokens</small>"
             cells[row["model"]] |= {"parameters": f"{row['parameters']:,.0f}", "training": f"{row['fit_seconds']:,.0f} s"}
+        if row["ties"] == "as_is" and row["tokens"] > 0:
+            spent = f"{row['seconds']:.2g} s<br><small>{row['mflop']:,.1f} MFLOP, {row['tokens']:.3g} tokens</small>"
             cells[row["model"]] |= {"recommending": spent}
     names = [f"{metric}<br><small>{words[seen]}{words[ties]}</small>" for ties, seen in blocks for metric in metrics]
     names += ["seeds", "parameters", "training", "recommending"]
