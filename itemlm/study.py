@@ -248,7 +248,8 @@ def results_html(
         if row["ties"] == "as_is":
             cells[row["model"]] |= {"parameters": f"{row['parameters']:,.0f}", "training": f"{row['fit_seconds']:,.0f} s"}
         if row["ties"] == "as_is" and row["tokens"] > 0:
-            spent = f"{row['seconds']:.2g} s<br><small>{row['mflop']:,.1f} MFLOP, {row['tokens']:.3g} tokens</small>"
+            products = f"{row['mflop']:,.1f} MFLOP, " if row["mflop"] else ""  # models that count multiply nothing
+            spent = f"{row['seconds']:.2g} s<br><small>{products}{row['tokens']:.3g} tokens</small>"
             cells[row["model"]] |= {"recommending": spent}
     names = [f"{metric}<br><small>{words[seen]}{words[ties]}</small>" for ties, seen in blocks for metric in metrics]
     names += ["seeds", "parameters", "training", "recommending"]
