@@ -3,16 +3,17 @@
     python bench/search.py               # goes on where it stopped
     python bench/search.py hstu item_lm  # these models
 
-Four settings a model, each one change away from its preset: less dropout, half and twice the learning rate, and one thing of the
-model's own. Each trains for four minutes of one thread on the preset's own schedule and stands against what the preset had reached
-after as many epochs. The one furthest ahead trains to its end, if its lead is larger than what another seed makes; a setting
-that is ahead there too is worth a new preset.
+Forty minutes of one thread a model, in units of four. Four settings, each one change away from the preset, get the first units: less
+dropout, half and twice the learning rate, and one thing of the model's own. Each stands against what the preset had reached after
+as many epochs of the same schedule. The others go to whichever is furthest ahead, until none is ahead by more than seeds differ.
+A setting that is still ahead at its end is worth a new preset.
 """
 
 import json
 import os
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a budget counted in minutes of one thread
 
@@ -22,8 +23,9 @@ from record import ROOT, record, recorded
 from itemlm import fit, load_dataset, split
 from itemlm.run import configured, run_folder
 from itemlm.study import plan
+from itemlm.training import RESUME
 
-MINUTES = 4
+UNIT, BUDGET = 4, 40  # minutes
 LEAD = 1.01  # seeds of one setting lie about a hundredth apart
 SETTINGS = {
     "item_lm": {"dropout": (0.3,), "lr": (1e-3, 4e-3), "position": ("learned",)},
@@ -36,8 +38,8 @@ SETTINGS = {
 }
 NOTES = (
     "Validation NDCG@10 on Beauty, leave-one-out, full ranking, seen items dropped, seed 0 (text_beam: 1,000 targets by beam search). "
-    "<model>_<setting>_valid: best within the _epochs trained; _preset: the preset's best within as many epochs of the same "
-    "schedule; _whole: trained to the end, and then <model>_preset_whole stands beside it. One thread a run, two runs at a time."
+    "<model>_<setting>_valid: best within the _epochs trained; _preset: the preset's best within as many; _seconds: what the setting "
+    "had of its model's budget. One thread a run, two runs at a time."
 )
 
 
@@ -53,28 +55,39 @@ def best(log: list[dict], epochs: float = float("inf")) -> float:
     return max(row["ndcg@10"] for row in log if row["epoch"] <= epochs)
 
 
-def tried(parts, model: str, field: str, value, minutes: float | None) -> list[dict]:
-    "Log of one setting, trained so much longer, or to its end."
+def unit(parts, model: str, field: str, value, preset: list[dict]) -> None:
+    "Train a setting for another unit, and record where it and the preset stand."
     config = changed(configured(model, "small", seed=0), field, value)
-    return fit(parts, config, ROOT / f"runs/bench-search/{model}-{field}-{value}", device="cpu", max_minutes=minutes).log
+    log = fit(parts, config, folder(model, field, value), device="cpu", max_minutes=UNIT).log
+    epochs = int(log[-1]["epoch"]) or log[-1]["epoch"]  # whole ones, where there is one
+    found = {"epochs": epochs, "seconds": log[-1]["seconds"], "valid": best(log, epochs), "preset": best(preset, epochs)}
+    record("search", {f"{model}_{field}_{value}_{name}": figure for name, figure in found.items()}, NOTES)
 
 
-def search(parts, model: str):
-    "All settings of a model for four minutes each, the most promising one to its end."
+def folder(model: str, field: str, value) -> Path:
+    "Where a setting's training goes on."
+    return ROOT / f"runs/bench-search/{model}-{field}-{value}"
+
+
+def search(parts, model: str) -> None:
+    "Spend a model's budget."
     preset = fit(parts, configured(model, "small", seed=0), run_folder(plan(["beauty"], [model])[0]), device="cpu").log
     settings = [(field, value) for field, values in SETTINGS[model].items() for value in values]
-    for field, value in settings:
-        key = f"{model}_{field}_{value}"
-        if f"{key}_valid" not in recorded("search"):
-            log = tried(parts, model, field, value, MINUTES)
-            epochs = int(log[-1]["epoch"]) or log[-1]["epoch"]  # whole ones, where there is one
-            record("search", {f"{key}_epochs": epochs, f"{key}_valid": best(log, epochs), f"{key}_preset": best(preset, epochs)}, NOTES)
-    known = recorded("search")
-    ratio = {s: known[f"{model}_{s[0]}_{s[1]}_valid"] / known[f"{model}_{s[0]}_{s[1]}_preset"] for s in settings}
-    field, value = max(ratio, key=ratio.get)
-    if ratio[field, value] > LEAD and f"{model}_{field}_{value}_whole" not in known:
-        whole = best(tried(parts, model, field, value, None))
-        record("search", {f"{model}_{field}_{value}_whole": whole, f"{model}_preset_whole": best(preset)}, NOTES)
+    for setting in settings:
+        if f"{model}_{setting[0]}_{setting[1]}_valid" not in recorded("search"):
+            unit(parts, model, *setting, preset)
+    while True:
+        known = {setting: stand(model, *setting) for setting in settings}
+        going_on = [s for s in settings if (folder(model, *s) / RESUME).exists() and known[s]["valid"] > LEAD * known[s]["preset"]]
+        if not going_on or sum(k["seconds"] for k in known.values()) >= 60 * BUDGET:
+            return
+        unit(parts, model, *max(going_on, key=lambda s: known[s]["valid"] / known[s]["preset"]), preset)
+
+
+def stand(model: str, field: str, value) -> dict:
+    "What is recorded of a setting."
+    figures = recorded("search")
+    return {name: figures[f"{model}_{field}_{value}_{name}"] for name in ("epochs", "seconds", "valid", "preset")}
 
 
 if __name__ == "__main__":
@@ -82,4 +95,4 @@ if __name__ == "__main__":
     parts = split(load_dataset("beauty"))
     for model in sys.argv[1:] or SETTINGS:
         search(parts, model)
-    print(json.dumps({key: value for key, value in recorded("search").items()}, indent=1))
+    print(json.dumps(recorded("search"), indent=1))
