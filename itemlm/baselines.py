@@ -290,7 +290,7 @@ class GRU4Rec(nn.Module):
 
 def gru4rec(**changes) -> TrainingConfig:
     "GRU4Rec with full cross-entropy."
-    config = TrainingConfig(model=GRU4RecConfig(), batch=64, weight_decay=1e-4, head_start=False, epochs=40, patience=10)
+    config = TrainingConfig(model=GRU4RecConfig(), batch=64, lr=4e-3, weight_decay=1e-4, head_start=False, epochs=40, patience=10)
     return replace(config, **changes)
 
 # %% ../nbs/api/10_baselines.ipynb #b0c4a9ca
@@ -487,7 +487,7 @@ class HSTUConfig:
     heads: int = 2  # H
     max_len: int = 50
     dropout: float = 0.5
-    temperature: float = 0.05  # of the cosine between hidden state and item
+    temperature: float = 0.07  # of the cosine between hidden state and item
 
     def build(self) -> "HSTU":
         "A new model with random weights."
