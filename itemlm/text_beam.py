@@ -696,7 +696,7 @@ def text_beam(
 ) -> TrainingConfig:
     "Preset: a text recommender on the decoder of `small()`, smaller batches, and a thousand users to choose the weights by."
     room = {"vocabulary": 1000, "max_len": 24, "max_pieces": 384} if index == "title" else {"max_len": 50, "max_pieces": 200}
-    model = PieceConfig(index=index, dropout=0.0, **room)
+    model = PieceConfig(index=index, dropout=0.1, **room)
     return small(**{"model": model, "head_start": False, "epochs": 12, "batch": 32, "valid_targets": 1000} | changes)
 
 # %% ../nbs/api/11_text_beam.ipynb #d35496a0
