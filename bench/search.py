@@ -6,8 +6,8 @@
 Forty minutes of one thread a model, in units of four. Four settings, each one change away from the preset, get the first units: less
 dropout, half and twice the learning rate, and one thing of the model's own. Each stands against what the preset had reached after
 as many epochs of the same schedule. The others go to whichever is furthest ahead, until none is ahead by more than seeds differ.
-A setting that is still ahead at its end is worth a new preset. GRU4Rec's rate of 4e-3 and HSTU's temperature of .07 were, and are the presets
-now, so the recorded search has them among the settings.
+A setting that is still ahead at its end is worth a new preset. GRU4Rec's rate of 4e-3 and HSTU's temperature of .07 were, and are
+the presets now, so the recorded search has them among the settings.
 """
 
 import json
