@@ -198,14 +198,14 @@ COLUMNS = {
     "rating": "rating ratings score stars overall",
 }
 
-def _known(column, role: str) -> bool:
+def usual_name(column, role: str) -> bool:
     "Is this a usual name for the role? Case, punctuation and RecBole's `:type` do not count"
     return re.sub(r"[^a-z0-9]", "", str(column).split(":")[0].lower()) in COLUMNS[role].split()
 
 def _column(columns: list, role: str, asked, table: str):
     "The column that plays `role`: the one asked for, else the only one with a usual name; None where there is none"
     if asked is False: return None
-    found = [column for column in columns if column == asked or asked is None and _known(column, role)]
+    found = [column for column in columns if column == asked or asked is None and usual_name(column, role)]
     if len(found) == 1 or not (found or asked or role in ("user", "item")): return found[0] if found else None
     listing = ", ".join(map(str, columns))
     problem = (f"has no column {asked!r}" if asked else f"has no column with a usual name for the {role}" if not found else
@@ -542,7 +542,7 @@ def _read_items(items, item=None) -> pd.DataFrame:
     "The item table in a file or DataFrame; its ids stand in the column `item`, or one with a usual name, or `id`"
     frame = items if isinstance(items, pd.DataFrame) else _read(items).frame
     if frame.index.name is not None: frame = frame.reset_index()
-    columns = [c for c in frame if c == item] or [c for c in frame if _known(c, "item")] or [c for c in frame if c == "id"]
+    columns = [c for c in frame if c == item] or [c for c in frame if usual_name(c, "item")] or [c for c in frame if c == "id"]
     if len(columns) == 1: return _catalogue(frame, columns[0])
     raise ValueError(f"the item table needs one column of item ids, called item or id; it has: {', '.join(map(str, frame))}")
 

@@ -23,14 +23,18 @@ from torch import Tensor, nn
 from .model import Attention, ItemLM, ItemLMConfig, pad_right, rotate
 from itemlm.text import (
     ItemLLMConfig,
+    content_hash,
     find_checkpoint,
     into_basis,
     item_texts,
     learn_subwords,
+    positions_of,
     principal_directions,
     read_tokenizer,
     take_shapes,
     text_vectors,
+    texts_hash,
+    width_of,
 )
 from .tokenizer import PAD, Sequences
 from .training import TrainingConfig, small
@@ -214,6 +218,12 @@ class PieceConfig(ItemLMConfig):
     def build(self) -> "PieceLM":
         "A new model with random weights; `read_items` gives it its index."
         return PieceLM(self)
+
+    def reads(self, items: pd.DataFrame) -> str:
+        "A name for what this model takes from an item table."
+        if self.index == "clusters":
+            return texts_hash(self.text, items)
+        return content_hash(*item_texts(items, self.template).texts) if self.index == "title" else ""
 
 
 def write_items(
@@ -516,12 +526,15 @@ class HFPieceConfig:
             raise ValueError("give a checkpoint, or a network: the configuration of one as JSON")
         if not self.network:
             object.__setattr__(self, "network", (find_checkpoint(self.checkpoint) / "config.json").read_text())
-        network = json.loads(self.network)
-        object.__setattr__(self, "width", network.get("d_model") or network.get("hidden_size") or network.get("n_embd"))
+        object.__setattr__(self, "width", width_of(json.loads(self.network)))
 
     def build(self) -> "HFPieceLM":
         "A network with random weights; `read_items` gives it its items, and the checkpoint's weights."
         return HFPieceLM(self)
+
+    def reads(self, items: pd.DataFrame) -> str:
+        "A name for what this model takes from an item table."
+        return content_hash(*item_texts(items, self.template).texts)
 
 
 class HFPieceLM(nn.Module):
@@ -537,6 +550,10 @@ class HFPieceLM(nn.Module):
         self.config, self.beams, self.trie = config, config.beams, None
         self.two = bool(network.is_encoder_decoder)
         self.network = (AutoModelForSeq2SeqLM if self.two else AutoModelForCausalLM).from_config(network).float()
+        positions, needed = positions_of(self.network), config.max_pieces + (0 if self.two else config.longest)
+        if positions is not None and positions < needed:
+            what = "max_pieces" if self.two else "max_pieces + longest"
+            raise ValueError(f"{what}={needed} is more than the {positions} positions of the network: lower max_pieces")
         self.register_buffer("codes", torch.zeros(config.n_items, 1, dtype=torch.int64))  # (V, L) pieces, see `ItemIndex`
         self.register_buffer("ids", torch.zeros(1, dtype=torch.int64))  # (pieces,) the network's subword for each
         self.register_state_dict_post_hook(drop_tied)
@@ -667,7 +684,8 @@ def hf_beam_search(
     beams: int | None = None,  # K; None = the model's
 ) -> tuple[Tensor, Tensor]:  # columns (B, K), best first, -1 = no item; log-probabilities (B, K)
     "The likeliest next items of each history, by the library's own beam search within the trie."
-    beams = min(beams or model.beams, model.config.n_items)
+    wanted = min(beams or model.beams, model.config.n_items)
+    beams = max(2, wanted)  # one beam is another search to the library, without scores
     model.trie = model.trie or Trie(model.index)
     tokens, _ = pad_right(sequences, model.config.max_len)
     read = model.spell(tokens.to(model.codes.device), model.config.max_pieces)
@@ -687,7 +705,8 @@ def hf_beam_search(
         row = row[: row.index(end) + 1] if end in row else row
         columns.append(items.get(tuple(piece_of.get(i, -1) for i in row), -1))
     columns = torch.tensor(columns, device=read.device).view(-1, beams)
-    return torch.where(found.sequences_scores.view(-1, beams).isfinite(), columns, -1), found.sequences_scores.view(-1, beams)
+    scores = found.sequences_scores.view(-1, beams)[:, :wanted]
+    return torch.where(scores.isfinite(), columns[:, :wanted], -1), scores
 
 # %% ../nbs/api/11_text_beam.ipynb #cb4b2537
 def text_beam(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'LOSSES', 'flatten', 'TrainingConfig', 'small', 'tiny', 'Windows', 'make_windows', 'batch_order',
-           'epoch_order', 'learning_rate', 'make_optimizer', 'item_loss', 'train_step', 'neighbours',
+           'epoch_order', 'learning_rate', 'make_optimizer', 'item_loss', 'batch_loss', 'train_step', 'neighbours',
            'cooccurrence_vectors', 'Estimate', 'estimate', 'timed_step', 'kept_mb', 'Progress', 'copied_weights',
-           'save_progress', 'load_progress', 'claim_run', 'check_identity', 'fit', 'count', 'drawn_targets']
+           'save_progress', 'load_progress', 'claim_run', 'check_identity', 'texts_read', 'fit', 'count',
+           'drawn_targets']
 
 # %% ../nbs/api/08_training.ipynb #9d59ff89
 import copy
@@ -209,6 +210,24 @@ def item_loss(
     return binary_cross_entropy(hidden, weight, columns, negatives, config.calibration if config.loss == "gbce" else 0.0)
 
 
+def batch_loss(
+    decoder: nn.Module,  # tokens (B, T) -> hidden (B, T, D): the model, or its compiled twin
+    model: nn.Module,
+    batch: list[Tensor],  # (B, T + 1) each, from `Windows.rectangles`
+    config: TrainingConfig,
+) -> Tensor:  # ()
+    "Mean loss of the targets of a batch."
+    device, hidden, columns = next(model.parameters()).device, [], []
+    batch = [tokens.to(device, non_blocking=True) for tokens in batch]
+    if hasattr(model, "begin_step"):  # what a model does once for all rectangles
+        model.begin_step(batch)
+    for tokens in batch:
+        inputs, targets = model.lessons(tokens)
+        hidden.append(decoder(inputs).flatten(0, 1))
+        columns.append(torch.where(targets < model.config.n_special, IGNORE, targets - model.config.n_special).flatten())
+    return item_loss(torch.cat(hidden)[None], model.head_weight(), torch.cat(columns)[None], config)
+
+
 def train_step(
     decoder: nn.Module,  # tokens (B, T) -> hidden (B, T, D): the model, or its compiled twin
     model: nn.Module,
@@ -217,13 +236,8 @@ def train_step(
     config: TrainingConfig,
 ) -> Tensor:  # () mean loss of the batch, before the step
     "One update from one batch."
-    device, hidden, columns = next(model.parameters()).device, [], []
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        for tokens in batch:
-            inputs, targets = model.lessons(tokens.to(device, non_blocking=True))
-            hidden.append(decoder(inputs).flatten(0, 1))
-            columns.append(torch.where(targets < model.config.n_special, IGNORE, targets - model.config.n_special).flatten())
-        loss = item_loss(torch.cat(hidden)[None], model.head_weight(), torch.cat(columns)[None], config)
+    with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        loss = batch_loss(decoder, model, batch, config)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -312,7 +326,7 @@ def timed_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: list[T
 
 def kept_mb(model: nn.Module, windows: Windows, config: TrainingConfig) -> float:
     "Memory that autograd holds for the backward pass of the widest batch."
-    widest = windows.batch(np.argsort(windows.lengths)[-config.batch :]).to(next(model.parameters()).device)
+    widest = windows.batch(np.argsort(windows.lengths)[-config.batch :])
     kept = {p.untyped_storage().data_ptr(): 0 for p in (*model.parameters(), *model.buffers())}  # there anyway
 
     def note(tensor: Tensor) -> Tensor:
@@ -320,9 +334,7 @@ def kept_mb(model: nn.Module, windows: Windows, config: TrainingConfig) -> float
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        inputs, targets = model.lessons(widest)
-        hidden, columns = model(inputs), torch.where(targets < model.config.n_special, IGNORE, targets - model.config.n_special)
-        item_loss(hidden, model.head_weight(), columns, config)
+        batch_loss(model, model, [widest], config)
     return sum(kept.values()) / 2**20
 
 # %% ../nbs/api/08_training.ipynb #0ae58300
@@ -413,6 +425,12 @@ def check_identity(folder: Path, theirs: dict, ours: dict) -> None:
         raise FileExistsError(f"{folder} belongs to another run ({'; '.join(differ[:5])}); choose another out_dir, or delete it")
 
 # %% ../nbs/api/08_training.ipynb #1328b28f
+def texts_read(config: object, parts: Split, tokenizer: ItemTokenizer) -> dict[str, str]:
+    "What a model takes from the item table, by a name; it decides the run's numbers as the interactions do."
+    model = getattr(config, "model", config)
+    return {"texts": model.reads(parts.events.items.loc[tokenizer.items])} if hasattr(model, "reads") else {}
+
+
 def fit(
     parts: Split,
     config: object = None,  # what to train and how: a `TrainingConfig`, or a model that only counts; None = `small()`
@@ -434,7 +452,8 @@ def fit(
     else:
         config = replace(config, model=replace(config.model, **sizes))
     fitted = asdict(config) | {"kind": type(config).__name__} if counts else config.identity()
-    folder = out_dir and claim_run(out_dir, {"fit": fitted, "data": parts.events.fingerprint, "split": parts.protocol})
+    texts = texts_read(config, parts, tokenizer)
+    folder = out_dir and claim_run(out_dir, {"fit": fitted, "data": parts.events.fingerprint, "split": parts.protocol} | texts)
     if folder and (folder / "model.safetensors").exists() and not (folder / RESUME).exists():
         if verbose:
             print(f"{folder.name} is finished: opened, not trained again", flush=True)

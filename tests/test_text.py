@@ -2,14 +2,17 @@
 
 import importlib.util
 import json
+import shutil
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from itemlm import training
 from itemlm.baselines import fit_popularity
@@ -26,7 +29,11 @@ from itemlm.text import (
     hierarchy,
     item_plus_text,
     item_texts,
+    positions_of,
+    reading_part,
     text_vectors,
+    width_of,
+    with_texts,
     withheld,
     withhold_items,
 )
@@ -158,8 +165,9 @@ def test_gradients_reach_what_learns(parts, checkpoint):
     for name, config in configs(checkpoint).items():
         model = replace(config.model, n_items=parts.events.n_items).build()
         model.read_items(parts.events.items)
-        inputs, _ = model.lessons(torch.tensor([[9, 30, 40, 41, 42]]))
-        (model.train()(inputs).sum() + (model.head_weight() * torch.arange(16)).sum()).backward()
+        tokens = torch.tensor([[9, 30, 40, 41, 42]])
+        model.train().begin_step([tokens])
+        (model(model.lessons(tokens)[0]).sum() + (model.head_weight() * torch.arange(16)).sum()).backward()
         assert not [n for n, p in model.named_parameters() if p.grad is None], f"{name}: every weight has a gradient"
 
 
@@ -170,8 +178,8 @@ def test_cost_is_bounded(parts):
     read = []
     model.embed_tokens.item_llm.register_forward_hook(lambda module, given, _: read.append(len(given[0])))
     before = model.embed_tokens.vectors.clone()
-    model.train()(torch.arange(8, 48).view(4, 10))
-    model.head_weight()
+    batch = [torch.arange(8, 48).view(4, 10), torch.arange(8, 38).view(6, 5)]
+    training.batch_loss(model, model.train(), batch, quick(hierarchy()))
     assert read == [7] and 0 < (model.embed_tokens.vectors != before).any(1).sum() <= 7
     model.eval()
     model.head_weight()
@@ -209,6 +217,68 @@ def test_enormous_texts(checkpoint):
         fit(split(replace(events, items=items)), quick(hierarchy(), fixed(checkpoint), epochs=1), verbose=False)
 
 
+def test_every_rectangle_teaches_the_reader(parts):
+    "Items of all rectangles of a batch have gradients at the head, not those of the last one alone."
+    model = replace(quick(hierarchy()).model, n_items=parts.events.n_items).build()
+    model.read_items(parts.events.items)
+    batch = [torch.tensor([[8, 9, 10]]), torch.tensor([[20, 21]])]
+    model.train().begin_step(batch)
+    for tokens in batch:
+        model(model.lessons(tokens)[0])
+    for column in (0, 13):
+        reader = [*model.embed_tokens.item_llm.parameters()]
+        weights = torch.arange(16.0)
+        assert any(g.abs().sum() > 0 for g in torch.autograd.grad(model.head_weight()[column] @ weights, reader, retain_graph=True))
+
+
+def test_folder_without_tokenizer(checkpoint, tmp_path):
+    "transformers would make an empty tokenizer, to which all words are unknown."
+    shutil.copytree(checkpoint, tmp_path / "mine")
+    (tmp_path / "mine/tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"mine has no tokenizer \(tokenizer.json, vocab.txt.*save_pretrained\(\) the checkpoint's"):
+        text_vectors(["red warm"], fixed(tmp_path / "mine"))
+
+
+def test_longer_than_the_network(checkpoint, parts):
+    for text in (fixed(checkpoint, max_tokens=600), ItemLLMConfig(checkpoint=str(checkpoint), trainable=True, max_tokens=600)):
+        with pytest.raises(ValueError, match="max_tokens=600: .* reads texts of 512 tokens at most"):
+            fit(parts, quick(hierarchy(), text), verbose=False)
+
+
+NETWORKS = {"roberta": ("max_position_embeddings", 34, 32), "gpt2": ("n_positions", 32, 32), "bart": ("max_position_embeddings", 32, 32),
+            "distilbert": ("max_position_embeddings", 32, 32), "t5": ("n_positions", 32, None)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_positions_and_width_of_networks(kind):
+    transformers = pytest.importorskip("transformers")
+    name, count, positions = NETWORKS[kind]
+    small = {"vocab_size": 40, "num_hidden_layers": 1, "num_layers": 1, "n_layer": 1, "n_layers": 1, "encoder_layers": 1,
+             "decoder_layers": 1}  # fmt: skip
+    wide = {"d_model": 24, "hidden_size": 24, "n_embd": 24, "dim": 24, "num_attention_heads": 2, "n_head": 2, "n_heads": 2, "num_heads": 2,
+            "encoder_attention_heads": 2, "decoder_attention_heads": 2}  # fmt: skip
+    named = transformers.AutoConfig.for_model(kind)
+    config = transformers.AutoConfig.for_model(kind, **{k: v for k, v in (small | wide).items() if hasattr(named, k)}, **{name: count})
+    assert width_of(config.to_dict()) == 24
+    network = reading_part(transformers.AutoModel.from_config(config))
+    assert positions_of(network) == positions
+    if positions:
+        one = torch.ones(1, 1, dtype=torch.int64)
+        network(input_ids=one.expand(1, positions) * 5)
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
+            network(input_ids=one.expand(1, positions + 1) * 5)
+
+
+def test_another_checkpoint_for_a_trainable_reader(checkpoint, tmp_path):
+    "Its configuration is the new checkpoint's, not what was kept of the old one."
+    transformers = pytest.importorskip("transformers")
+    first = ItemLLMConfig(checkpoint=str(checkpoint), trainable=True)
+    transformers.BertConfig(hidden_size=36, num_attention_heads=3).save_pretrained(tmp_path / "other")
+    other = replace(first, checkpoint=str(tmp_path / "other"))
+    assert (first.width, other.width) == (24, 36) and json.loads(other.network)["hidden_size"] == 36
+    assert replace(first, checkpoint="").network == "" and ItemLLMConfig(**json.loads(json.dumps(asdict(first)))) == first
+
+
 def test_missing_checkpoint(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("no/such-model", "nowhere", "/no/such/folder"):
@@ -235,16 +305,51 @@ def test_cache_by_content(checkpoint, tmp_path):
 
 
 def test_checkpoint_changed_in_place(checkpoint, tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(checkpoint, tmp_path / "mine")
     config = fixed(tmp_path / "mine")
     first = text_vectors(["red warm"], config)
     path = tmp_path / "mine/model.safetensors"
     save_file({name: x * 1.5 for name, x in load_file(path).items()}, path, {"format": "pt"})
     assert not torch.allclose(text_vectors(["red warm"], config), first)
+
+
+@pytest.mark.parametrize("kind", ["hierarchy", "content-kNN"])
+def test_new_items_want_the_checkpoint_of_old_ones(kind, parts, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "mine")
+    text = fixed(tmp_path / "mine")
+    rec = fit_content_knn(parts, text) if kind == "content-kNN" else fit(parts, quick(hierarchy(), text), verbose=False)
+    rec.save(tmp_path / "run")
+    new, rec = rec.items.iloc[[4]].set_axis(["new"]), load(tmp_path / "run", device="cpu")
+    rec.add_items(new)
+    path = tmp_path / "mine/model.safetensors"
+    save_file({name: x * 1.5 for name, x in load_file(path).items()}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="is not the one this model was trained with: its files have changed"):
+        rec.add_items(new)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_texts_are_another_run(finished, parts, checkpoint, tmp_path):
+    config = quick(hierarchy(), fixed(checkpoint))
+    fit(parts, config, out_dir=tmp_path / "run", max_minutes=None if finished else 1e-9, verbose=False)
+    other = replace(parts, events=with_texts(parts.events, pd.DataFrame({"title": ["quite another title"]}, index=["i5"])))
+    with pytest.raises(FileExistsError, match="belongs to another run \\(texts: "):
+        fit(other, config, out_dir=tmp_path / "run", verbose=False)
+    told = replace(parts, events=replace(parts.events, items=parts.events.items.assign(price=1.0)))
+    fit(told, config, out_dir=tmp_path / "run", verbose=False)  # what is not read decides nothing
+
+
+def test_models_saved_before_recipes(parts, checkpoint, tmp_path):
+    "They open, and read new items through the configuration's template."
+    rec = fit(parts, quick(hierarchy(), fixed(checkpoint)), verbose=False)
+    rec.save(tmp_path / "run")
+    path = tmp_path / "run/model.safetensors"
+    with safe_open(path, "pt") as file:
+        notes = file.metadata()
+    save_file({name: x for name, x in load_file(path).items() if not name.endswith("recipe")}, path, notes)
+    again = load(tmp_path / "run", device="cpu")
+    new = rec.items.iloc[[4]].set_axis(["new"])
+    histories = rec.encode([["i1", "i2"]])
+    torch.testing.assert_close(again.add_items(new).scores(histories), rec.add_items(new).scores(histories))
 
 
 def test_cold_items(parts, checkpoint):

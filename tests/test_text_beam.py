@@ -237,3 +237,13 @@ def test_networks_too_small_or_missing(parts):
     model = replace(hf_beam(network=NETWORKS["gpt2"]).model, n_items=60, vocabulary=400).build()
     with pytest.raises(ValueError, match="the network has 320 subwords, the items need [34]"):
         model.read_items(parts.events.items)
+    with pytest.raises(ValueError, match=r"max_pieces \+ longest=528 is more than the 64 positions"):
+        hf_beam(network=NETWORKS["gpt2"] | {"n_positions": 64}).model.build()
+
+
+def test_one_beam(parts):
+    "To the library one beam is another search; to us it is a narrow one."
+    config = hf_beam(network=NETWORKS["t5"])
+    rec = fit(parts, replace(config, model=replace(config.model, vocabulary=300), epochs=1, batch=32), verbose=False)
+    columns, chances = hf_beam_search(rec.model, HISTORIES, beams=1)
+    assert columns.shape == chances.shape == (len(HISTORIES), 1) and (columns >= 0).all() and chances.isfinite().all()
