@@ -116,7 +116,7 @@ def test_other_parameters_in_a_run_folder(small):
 
 @pytest.mark.parametrize("name, value, names", [
     ("dataset", "no-such-set", ["no-such-set", "ml-latest-small", "beauty"]),
-    ("preset", "gigantic", ["gigantic", "small", "tiny"]),
+    ("preset", "gigantic", ["gigantic", "small", "dense", "tiny"]),
     ("protocol", "by_moonlight", ["by_moonlight", "leave_one_out", "global_time"]),
     ("epochs", "many", ["epochs", "many"]),
     ("epoch", 3, ["epoch", "epochs"]),
