@@ -659,6 +659,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'itemlm.study.results_html': ('api/study.html#results_html', 'itemlm/study.py'),
                               'itemlm.study.results_table': ('api/study.html#results_table', 'itemlm/study.py'),
                               'itemlm.study.settings_of': ('api/study.html#settings_of', 'itemlm/study.py'),
+                              'itemlm.study.with_names': ('api/study.html#with_names', 'itemlm/study.py'),
                               'itemlm.study.without_sizes': ('api/study.html#without_sizes', 'itemlm/study.py'),
                               'itemlm.study.write_json': ('api/study.html#write_json', 'itemlm/study.py')},
             'itemlm.text': { 'itemlm.text.Adapter': ('api/text.html#adapter', 'itemlm/text.py'),

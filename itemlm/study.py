@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['plan', 'finish_run', 'matrix_operations', 'recommendation_cost', 'record_of', 'record_name', 'settings_of',
-           'without_sizes', 'recorded', 'write_json', 'carry_out', 'read_records', 'results_table', 'results_html',
-           'compare_recorded', 'read_comparisons', 'cost_figure']
+           'without_sizes', 'recorded', 'write_json', 'carry_out', 'read_records', 'results_table', 'with_names',
+           'results_html', 'compare_recorded', 'read_comparisons', 'cost_figure']
 
 # %% ../nbs/api/16_study.ipynb #7f5cd7c3
 import json
@@ -227,13 +227,22 @@ def results_table(
     return means.sort_values(["dataset", "preset", "split", "ties", "seen", metrics[0]], ascending=[True] * 5 + [False], ignore_index=True)
 
 # %% ../nbs/api/16_study.ipynb #42e37588
+def with_names(
+    table: pd.DataFrame,  # from `results_table`, one data set
+) -> pd.DataFrame:
+    "The table with a column `name`: the model, and its preset where there are several."
+    several = table["preset"].nunique() > 1
+    return table.assign(name=table["model"] + (", " + table["preset"] if several else ""))
+
+
 def results_html(
     table: pd.DataFrame,  # from `results_table`
     dataset: str,
     metrics: tuple[str, ...] = ("ndcg@10", "recall@10"),
 ) -> Html:
     "One data set: a row a model; masked, unmasked and shuffled side by side."
-    chosen = table[table["dataset"] == dataset]
+    chosen = with_names(table[table["dataset"] == dataset])
+    chosen = chosen.sort_values(["ties", "seen", metrics[0]], ascending=[True, True, False])
     there = set(zip(chosen["ties"], chosen["seen"]))
     blocks = [(ties, seen) for ties in ("as_is", "shuffled") for seen in ("drop", "keep") if (ties, seen) in there]
     words = {"as_is": "", "shuffled": ", ties shuffled", "drop": "seen dropped", "keep": "seen kept"}
@@ -243,14 +252,14 @@ def results_html(
             name = f"{metric}<br><small>{words[row['seen']]}{words[row['ties']]}</small>"
             spread = f" ± {row[metrics[0] + '.sd']:.4f}" if metric == metrics[0] and row["seeds"] > 1 else ""
             interval = f"{row[f'{metric}.lo']:.4f}–{row[f'{metric}.hi']:.4f}"
-            cells[row["model"]][name] = f"{row[metric]:.4f}{spread}<br><small>{interval}</small>"
-        cells[row["model"]] |= {"seeds": row["seeds"]} if row["ties"] == "as_is" else {}
+            cells[row["name"]][name] = f"{row[metric]:.4f}{spread}<br><small>{interval}</small>"
+        cells[row["name"]] |= {"seeds": row["seeds"]} if row["ties"] == "as_is" else {}
         if row["ties"] == "as_is":
-            cells[row["model"]] |= {"parameters": f"{row['parameters']:,.0f}", "training": f"{row['fit_seconds']:,.0f} s"}
+            cells[row["name"]] |= {"parameters": f"{row['parameters']:,.0f}", "training": f"{row['fit_seconds']:,.0f} s"}
         if row["ties"] == "as_is" and row["tokens"] > 0:
             products = f"{row['mflop']:,.1f} MFLOP, " if row["mflop"] else ""  # models that count multiply nothing
             spent = f"{row['seconds']:.2g} s<br><small>{products}{row['tokens']:.3g} tokens</small>"
-            cells[row["model"]] |= {"recommending": spent}
+            cells[row["name"]] |= {"recommending": spent}
     names = [f"{metric}<br><small>{words[seen]}{words[ties]}</small>" for ties, seen in blocks for metric in metrics]
     names += ["seeds", "parameters", "training", "recommending"]
     head = "".join(f"<th>{name}</th>" for name in ["model", *names])
@@ -309,7 +318,7 @@ def cost_figure(
     metric: str = "ndcg@10",
 ) -> go.Figure:
     "One point a model, with its interval over users."
-    chosen = table[(table.dataset == dataset) & (table.seen == "drop") & (table.ties == "as_is")].sort_values("model")
+    chosen = with_names(table[(table.dataset == dataset) & (table.seen == "drop") & (table.ties == "as_is")]).sort_values("name")
     words = {"parameters": "numbers learnt or counted", "fit_seconds": "seconds of training and validation"}
     figure = go.Figure(layout=dict(
         template="plotly_white", height=340, margin=dict(l=60, r=20, t=40, b=50), title=dict(text=dataset, font_size=14),
@@ -318,5 +327,5 @@ def cost_figure(
         above, below = row[f"{metric}.hi"] - row[metric], row[metric] - row[f"{metric}.lo"]
         error = dict(type="data", symmetric=False, array=[above], arrayminus=[below])
         point = dict(x=[row[cost]], y=[row[metric]], mode="markers", marker=dict(size=10, color=colour))
-        figure.add_scatter(**point, error_y=error, name=row["model"])
+        figure.add_scatter(**point, error_y=error, name=row["name"])
     return figure
