@@ -20,9 +20,10 @@ import torch
 from record import RESULTS, ROOT, record, recorded
 
 from itemlm import ItemTokenizer, fit, fit_popularity, item_plus_text, load_dataset, small, split
+from itemlm.metrics import paired_difference, recall
 from itemlm.model import count_parameters
 from itemlm.study import matrix_operations, read_records
-from itemlm.text import ItemLLMConfig, cold_table, fit_content_knn, hierarchy, item_texts, text_vectors, withhold_items
+from itemlm.text import ItemLLMConfig, cold_ranks, cold_table, fit_content_knn, hierarchy, item_texts, text_vectors, withhold_items
 from itemlm.text_beam import HFPieceConfig, PieceConfig
 from itemlm.training import epoch_order, make_optimizer, make_windows, train_step
 
@@ -43,7 +44,8 @@ NOTES = (
     "those of small(), Beauty, same batches, interleaved, median (hierarchy_step_ratio: of hierarchy()). "
     "load_*: the machine's load average when the part ended. "
     "cold_*: Beauty, 10 % of the items withheld by seed 0, hierarchy() trained without them; recall@10 of the users whose test "
-    "item is withheld, ranked among the withheld items; cold_all_*: among all items. *_beauty, *_toys, *_gain_*: test part, "
+    "item is withheld, ranked among the withheld items; cold_all_*: among all items; cold_gain_over_knn: hierarchy() less content-kNN "
+    "among the withheld, 95 % interval and p-value of a paired test over these users. *_beauty, *_toys, *_gain_*: test part, "
     "leave-one-out, full ranking, seen items dropped, from the records in bench/results/compare, mean over seeds; p-values "
     "from the paired tests recorded there."
 )
@@ -143,8 +145,10 @@ def cold():
     if (folder / "resume.safetensors").exists():
         print("not finished: run it again")
         return
-    found = cold_table({"popularity": fit_popularity(parts), "knn": fit_content_knn(parts), "": rec}, parts)
-    figures = {}
+    knn = fit_content_knn(parts)
+    found = cold_table({"popularity": fit_popularity(parts), "knn": knn, "": rec}, parts)
+    gain = paired_difference(*(recall(cold_ranks(r, parts), 10) for r in (rec, knn)))
+    figures = {"cold_gain_over_knn": gain.mean} | {f"cold_gain_over_knn_{name}": getattr(gain, name) for name in ("lo", "hi", "p")}
     for name, row in found.iterrows():
         name = f"{name}_" if name else ""
         figures |= {f"cold_{name}recall@10": row["recall@10, withheld"], f"cold_all_{name}recall@10": row["recall@10, all"]}
