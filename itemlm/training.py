@@ -97,7 +97,7 @@ def small(**changes) -> TrainingConfig:
 
 def dense(**changes) -> TrainingConfig:
     "Preset for long histories, a hundred items a user as in MovieLens: reads 200 items, little dropout, more and smaller steps."
-    return replace(TrainingConfig(model=ItemLMConfig(dropout=0.2, max_len=200), batch=32), **changes)
+    return replace(TrainingConfig(model=ItemLMConfig(dropout=0.1, max_len=200), batch=32), **changes)
 
 
 def tiny(**changes) -> TrainingConfig:
@@ -457,8 +457,8 @@ def fit(
     else:
         config = replace(config, model=replace(config.model, **sizes))
     fitted = asdict(config) | {"kind": type(config).__name__} if counts else config.identity()
-    texts = texts_read(config, parts, tokenizer)
-    folder = out_dir and claim_run(out_dir, {"fit": fitted, "data": parts.events.fingerprint, "split": parts.protocol} | texts)
+    identity = {"fit": fitted, "data": parts.events.fingerprint, "split": parts.protocol}
+    folder = out_dir and claim_run(out_dir, identity | texts_read(config, parts, tokenizer))
     if folder and (folder / "model.safetensors").exists() and not (folder / RESUME).exists():
         if verbose:
             print(f"{folder.name} is finished: opened, not trained again", flush=True)
