@@ -1,14 +1,16 @@
 SHELL := bash -o pipefail
 BIN := .venv/bin
-PYTHON = $(firstword $(foreach p,python3.11 python3 python,$(if $(shell \
+PYTHON ?= $(firstword $(foreach p,python3.11 python3 python,$(if $(shell \
     $p -c "import sys; print('ok' * (sys.version_info >= (3, 11)))" 2>/dev/null),$p)))
 
-.PHONY: help env train test docs lab bench browser FORCE
+.PHONY: help env dev train test check docs lab bench browser FORCE
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-env: .venv/.ready  ## build .venv (instant when it is there)
+env: .venv/.ready  ## build .venv (instant when it is there); PYTHON=python3.13 for another one
+
+dev: .venv/.dev
 
 train: env  ## train and report; DATASET=beauty, or a path; ARGS="-p epochs 5" for more parameters
 	@mkdir -p runs
@@ -19,16 +21,24 @@ train: env  ## train and report; DATASET=beauty, or a path; ARGS="-p epochs 5" f
 REPORT  = runs/train$(addprefix -,$(basename $(notdir $(DATASET)))).ipynb
 CHATTER = ^(Executing|Ending|Input Notebook|Output Notebook|\[IPKernelApp\])|^ *$$
 
-test: env browser  ## run every notebook and every check
+test: dev browser  ## run every notebook and every check
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope $(ARGS)
 
-docs: env  ## build the site into _docs
+check: dev  ## format, lint, unit tests and five central notebooks, in under two minutes
+	$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadscope $(UNIT) $(ARGS)
+
+UNIT    = tests/test_house.py tests/test_metrics.py tests/test_tokenizer.py tests/test_training.py \
+          $(CENTRAL:%="tests/test_notebooks.py::test_notebook[api/%]")
+CENTRAL = models/31_base models/32_losses data/16_batches metrics/22_statistics runs/50_folder
+
+docs: dev  ## build the site into _docs
 	$(BIN)/python scripts/docs.py
 
 lab: env  ## open JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
 
-bench: env  ## measure, and record the figures in bench/results; ONLY=main_job for one topic
+bench: dev  ## measure, and record the figures in bench/results; ONLY=main_job for one topic
 	@set -e; for f in $(or $(ONLY:%=bench/%.py),$(filter-out %/record.py,$(wildcard bench/*.py))); do \
 	    echo "== $$f"; $(BIN)/python $$f; done
 
@@ -40,6 +50,9 @@ endif
 .venv/.ready: pyproject.toml constraints.txt
 	@test "$(ENV_WORKS)" = yes || { echo "Building .venv: a few minutes, once"; \
 	    $(or $(PYTHON),$(error itemlm needs Python 3.11 or newer on the PATH)) -m venv --clear .venv; }
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[lab,text]"
+	@touch $@
+.venv/.dev: .venv/.ready
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 

@@ -10,14 +10,21 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from record import ROOT, record, recorded
 
-from itemlm import evaluate, fewer_users, fit, load_dataset, small, split
-from itemlm.run import MODELS as RUNS
-from itemlm.run import run_folder
-from itemlm.study import plan
-from itemlm.text import ItemLLMConfig, hierarchy, item_plus_text
+from itemlm.data.datasets import load_dataset
+from itemlm.data.split import fewer_users, split
+from itemlm.evaluation.report import evaluate
+from itemlm.jobs import TrainParameters, open_job
+from itemlm.models.item_lm import small
+from itemlm.models.presets import MODELS as NAMED
+from itemlm.models.recipe import TrainingConfig
+from itemlm.models.text.encoders import ItemLLMConfig
+from itemlm.models.text.rows import hierarchy, item_plus_text
+from itemlm.runs.folder import RESUME
+from itemlm.training.trainer import fit
 
 MINUTES, SHARES = 20, (10, 25, 50, 100)
 MODELS = {
@@ -31,29 +38,33 @@ MODELS = {
 NOTES = (
     "Test part of Beauty, leave-one-out, full ranking, seen items dropped, all users: <model>_<percent>_ndcg@10 and _recall@10 with "
     "95 % intervals over users (_lo, _hi), one seed. Trained on that share of the users (fewer_users, seed 0), the smaller shares within "
-    "the larger, in batches of 256 windows times the share, 20 epochs: as many steps at every share. Models that read text know the whole "
-    "catalogue (add_items), item tokens only what occurs in training. _valid: NDCG@10 on the validation part."
+    "the larger, in batches of 256 training sequences times the share, 20 epochs: as many steps at every share. Models that read text know "
+    "the whole catalogue (add_items), item tokens only what occurs in training. _valid: NDCG@10 on the validation part."
 )
 
 
-def without_words(config):
-    "The same, without vectors of words."
+def without_words(config: TrainingConfig) -> TrainingConfig:
+    "The same, without vectors of words"
     return replace(config, model=replace(config.model, words=0))
 
 
+def folder_of(model: str, percent: int) -> Path:
+    "Where its training goes on; the whole of a model that has a name is the very run of nbs/compare.ipynb"
+    if percent == 100 and model in NAMED:
+        return open_job(TrainParameters(dataset="beauty", model=model)).folder
+    return ROOT / f"runs/bench-curves/{model}-{percent}"
+
+
 def point(model: str, percent: int) -> dict | None:
-    "Figures of one model at one share; None = not finished yet."
+    "Figures of one model at one share; None = not finished yet"
     whole = split(load_dataset("beauty"))
-    parts = fewer_users(whole, percent / 100)
-    folder = ROOT / f"runs/bench-curves/{model}-{percent}"
-    if percent == 100 and model in RUNS:  # the very run of nbs/compare.ipynb
-        folder = run_folder(plan(["beauty"], [model])[0])
-    config = MODELS[model](batch=max(16, 256 * percent // 100))
-    rec = fit(parts, config, out_dir=folder, device="cpu", max_minutes=MINUTES)
-    if (folder / "resume.safetensors").exists():
+    parts, folder = fewer_users(whole, percent / 100), folder_of(model, percent)
+    rec = fit(parts, MODELS[model](batch=max(16, 256 * percent // 100)), out_dir=folder, device="cpu", max_minutes=MINUTES)
+    if (folder / RESUME).exists():
         return None
     unseen = whole.events.items[~whole.events.items.index.isin(rec.items.index)]
-    if len(unseen) and hasattr(rec.model, "grown"):
+    unseen = unseen[rec.model.extendable(unseen)]
+    if len(unseen):
         rec = rec.add_items(unseen)
     report = evaluate(rec, parts)
     found = {"valid": max(row["ndcg@10"] for row in rec.log)}

@@ -10,20 +10,25 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 from playwright.sync_api import sync_playwright
-from record import ROOT, record, recorded
+from record import ROOT, record, recorded, seconds_of
 
 sys.path.insert(0, str(ROOT / "tests"))
 import test_explore as lab  # noqa: E402
 
-from itemlm import ItemLM, ItemTokenizer, Recommender, because, load_dataset, small, split  # noqa: E402
-from itemlm.explore import item_vectors, map_figure, project  # noqa: E402
+from itemlm.data.datasets import load_dataset  # noqa: E402
+from itemlm.data.split import split  # noqa: E402
+from itemlm.data.tokenizer import ItemTokenizer  # noqa: E402
+from itemlm.explain import because  # noqa: E402
+from itemlm.explore.maps import map_figure  # noqa: E402
+from itemlm.explore.umap import umap_points  # noqa: E402
+from itemlm.models.item_lm import small  # noqa: E402
+from itemlm.serving.recommender import Recommender  # noqa: E402
+from itemlm.training.trainer import build_model, sized  # noqa: E402
 
 NOTES = (
     "Beauty, 12,101 items, default preset, untrained. first_view_seconds: from the start of the cell `explore()`, imports done, to "
@@ -34,28 +39,23 @@ NOTES = (
 
 
 def beauty() -> Recommender:
+    "A model that has learnt nothing, over all of Beauty"
     parts = split(load_dataset("beauty"))
     tokenizer = ItemTokenizer.from_split(parts)
-    return Recommender.from_split(ItemLM(replace(small().model, n_items=tokenizer.n_items)).eval(), tokenizer, parts)
-
-
-def milliseconds(f) -> float:
-    start = time.perf_counter()
-    f()
-    return 1000 * (time.perf_counter() - start)
+    return Recommender.from_split(build_model(sized(small(), tokenizer)).eval(), tokenizer, parts)
 
 
 def kernel(rec: Recommender):
-    "What needs no browser."
+    "What needs no browser"
     history = rec.tokenizer.items[5:105:10].tolist()
     because(rec, history)
-    page = map_figure(project(item_vectors(rec)), rec).to_html(include_plotlyjs=False)
-    times = [milliseconds(lambda: because(rec, history)) for _ in range(50)]
+    page = map_figure(umap_points(rec.item_vectors()), rec).to_html(include_plotlyjs=False)
+    times = [1000 * seconds_of(lambda: because(rec, history)) for _ in range(50)]
     record("explore", {"whatif_kernel_ms": median(times), "map_mb": len(page.encode()) / 1e6}, NOTES)
 
 
 def in_browser(rec: Recommender):
-    "What a person waits for."
+    "What a person waits for"
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         place = Path(folder)
         (place / "settings.ini").write_text(lab.SETTINGS.format(data="data"))
@@ -71,7 +71,7 @@ def in_browser(rec: Recommender):
 
 
 def neighbours(page) -> list[float]:
-    "Found titles clicked, one after another."
+    "Found titles clicked, one after another"
     page.get_by_label("Find title").fill("shampoo")
     page.wait_for_selector(".itemlm-found button")
     buttons = page.locator(".itemlm-found button")
@@ -79,7 +79,7 @@ def neighbours(page) -> list[float]:
 
 
 def what_if(page) -> list[float]:
-    "Items added to a history, then taken out, one after another."
+    "Items added to a history, then taken out, one after another"
     lab.tab(page, "What-if")
     page.get_by_label("Add title").fill("shampoo")
     add, remove = page.locator(".itemlm-found:visible [data-do=add]"), page.locator(".itemlm-board [data-do=remove]")
@@ -97,13 +97,13 @@ PRESS = """([button, selector]) => new Promise(done => {
 
 
 def press(page, button, selector: str) -> float:
-    "Milliseconds from a click to the next frame with the change."
+    "Milliseconds from a click to the next frame with the change"
     return page.evaluate(PRESS, [button.element_handle(), selector])
 
 
 @contextmanager
 def chromium():
-    "A headless browser, as the tests start it."
+    "A headless browser, as the tests start it"
     with sync_playwright() as p:
         program = shutil.which("chromium") or shutil.which("google-chrome")
         yield p.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])

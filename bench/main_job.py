@@ -17,10 +17,18 @@ from pathlib import Path
 from statistics import mean, median
 
 import torch
-from record import ROOT, record, recorded
+from record import ROOT, record, recorded, seconds_of
 
-from itemlm import ItemLM, ItemTokenizer, evaluate, load, load_dataset, small, split
-from itemlm.training import epoch_order, make_optimizer, make_windows, train_step
+from itemlm.data.batches import TrainingSequences, epoch_order, training_sequences
+from itemlm.data.datasets import load_dataset
+from itemlm.data.split import split
+from itemlm.data.tokenizer import ItemTokenizer
+from itemlm.evaluation.report import evaluate
+from itemlm.models.item_lm import ItemLM, small
+from itemlm.models.recipe import TrainingConfig
+from itemlm.serving.recommender import load
+from itemlm.training.schedule import make_optimizer
+from itemlm.training.trainer import train_step
 
 RUNS = ROOT / "runs/bench-main_job"
 SEEDS = 0, 1, 2
@@ -36,7 +44,7 @@ NOTES = (
 
 
 def papermill(dataset: str, seed: int) -> dict:
-    "Run the main job in a folder of its own; seconds from start to end, and its test metrics."
+    "Run the main job in a folder of its own; seconds from start to end, and its test metrics"
     out = RUNS / f"{dataset}-{seed}-{time.time_ns()}"
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [Path(sys.executable).with_name("papermill"), "nbs/train.ipynb", f"{out}.ipynb", "--no-progress-bar"]
@@ -49,7 +57,7 @@ def papermill(dataset: str, seed: int) -> dict:
 
 
 def beauty():
-    "One papermill run a seed; the means once all are there."
+    "One papermill run a seed; the means once all are there"
     for seed in SEEDS:
         if f"beauty_seed{seed}_seconds" in recorded("main_job"):
             continue
@@ -64,26 +72,26 @@ def beauty():
 
 
 def keep_run(out: str):
-    "Remember the newest finished run of Beauty, to evaluate it."
+    "Remember the newest finished run of Beauty, to evaluate it"
     (RUNS / "latest").write_text(out)
 
 
 def small_job():
-    "The set that ships."
+    "The set that ships"
     record("main_job", {"small_seconds": papermill("ml-latest-small", 0)["seconds"]}, NOTES)
 
 
-def wide() -> tuple:
-    "Beauty's windows, and the configuration speed is stated for: 2 blocks, width 128."
+def wide() -> tuple[TrainingSequences, TrainingConfig]:
+    "Beauty's training sequences, and the recipe that speed is stated for: 2 blocks, width 128"
     parts = split(load_dataset("beauty"))
     tokenizer = ItemTokenizer.from_split(parts)
     config = small()
     config = replace(config, model=replace(config.model, width=128, hidden=344, layers=2, n_items=tokenizer.n_items))
-    return make_windows(tokenizer.encode_codes(parts.train, parts.events.items.index), config.model.max_len), config
+    return training_sequences(tokenizer.encode_codes(parts.train, parts.events.items.index), config.model.max_len), config
 
 
 def products(model: ItemLM, targets: int, chunk: int = 416):
-    "A function that does the float32 matrix products of head and blocks for `targets` tokens, and nothing else."
+    "A function that does the float32 matrix products of head and blocks for `targets` tokens, and nothing else"
     width, table = model.config.width, torch.randn(model.config.n_items, model.config.width)
     hidden, scores = torch.randn(chunk, width), torch.empty(model.config.n_items, chunk)
     layouts = [lambda: torch.mm(table, hidden.T, out=scores), lambda: torch.mm(hidden, table.T, out=scores.view(chunk, -1))]
@@ -100,26 +108,23 @@ def products(model: ItemLM, targets: int, chunk: int = 416):
     return run
 
 
-def seconds_of(f) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
+def started() -> tuple:
+    "Training sequences, recipe, a model in training, its optimiser and the batches of the first epoch"
+    sequences, config = wide()
+    model = ItemLM(config.model).train()
+    return sequences, config, model, make_optimizer(model, config), epoch_order(sequences, config.batch, config.seed, 0)
 
 
 def speed(rounds: int = 9, steps: int = 4):
-    "Training steps and their matrix products alone, turn about."
-    windows, config = wide()
-    model = ItemLM(config.model).train()
-    optimizer = make_optimizer(model, config)
-    order = epoch_order(windows, config, 0)
+    "Training steps and their matrix products alone, turn about"
+    sequences, config, model, optimizer, order = started()
     rates, shares = [], []
     for turn in range(rounds + 1):
         rows = order[turn * steps : (turn + 1) * steps]
-        targets = [int(windows.lengths[r].sum()) - len(r) for r in rows]
+        targets = [int(sequences.lengths[r].sum()) - len(r) for r in rows]
         alone = products(model, sum(targets) // 416 * 416)
         before = seconds_of(alone)
-        step = lambda: [train_step(model, model, optimizer, windows.rectangles(r, config.mixed), config).item() for r in rows]  # noqa: B023
-        trained = seconds_of(step)
+        trained = seconds_of(lambda: [train_step(model, optimizer, sequences.buckets(r), config).item() for r in rows])  # noqa: B023
         if turn:  # the first round warms up
             rates.append(sum(targets) / trained)
             shares.append((before + seconds_of(alone)) / 2 / trained)
@@ -128,17 +133,15 @@ def speed(rounds: int = 9, steps: int = 4):
 
 
 def peak():
-    "Print the peak resident memory, in MB, of one epoch (in a process of its own)."
-    windows, config = wide()
-    model = ItemLM(config.model).train()
-    optimizer = make_optimizer(model, config)
-    for rows in epoch_order(windows, config, 0):
-        train_step(model, model, optimizer, windows.rectangles(rows, config.mixed), config)
+    "Print the peak resident memory, in MB, of one epoch (in a process of its own)"
+    sequences, config, model, optimizer, order = started()
+    for rows in order:
+        train_step(model, optimizer, sequences.buckets(rows), config)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 def evaluate_job():
-    "Full ranking of all users of Beauty."
+    "Full ranking of all users of Beauty"
     parts, rec = split(load_dataset("beauty")), load((RUNS / "latest").read_text())
     record("main_job", {"evaluate_seconds": median(seconds_of(lambda: evaluate(rec, parts)) for _ in range(3))}, NOTES)
 

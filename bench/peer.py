@@ -18,32 +18,48 @@ import pandas as pd
 import torch
 from record import ROOT, record, recorded
 
-from itemlm import Events, Ragged, Split, evaluate, fit, load_dataset, sasrec, split
+from itemlm.core import Ragged
+from itemlm.data.datasets import load_dataset
+from itemlm.data.events import Events
+from itemlm.data.split import Split, split
+from itemlm.evaluation.report import evaluate
+from itemlm.models.neural import sasrec
+from itemlm.training.trainer import fit
 
 SEEDS, EPOCHS, EVERY, LENGTH = 2, 60, 5, 50
+THEIRS = {
+    "n_factors": 64,
+    "n_blocks": 2,
+    "n_heads": 1,
+    "dropout_rate": 0.2,
+    "session_max_len": LENGTH,
+    "batch_size": 64,
+    "lr": 1e-3,
+    "loss": "softmax",
+}
 NOTES = (
     "SASRec with full cross-entropy, ours (sasrec_*) and RecTools' (rectools_*): MovieLens-100K, leave-one-out, full ranking, seen "
     "items dropped, all users; the newest 51 training items of each user, width 64, 2 blocks, 1 head, dropout .2, batches of 64, "
-    f"at most {EPOCHS} epochs. Ours: AdamW 2e-3 with a cosine to zero, mixed batches, best of every epoch on the validation part; "
+    f"at most {EPOCHS} epochs. Ours: AdamW 2e-3 with a cosine to zero, batches of all lengths, best of every epoch on the validation part; "
     f"RecTools: its own Adam 1e-3, constant, best of every {EVERY}th epoch on the validation part. Mean and standard deviation over "
     f"{SEEDS} seeds; sasrec_over_rectools_*: ratio of the means. Seconds are not compared: the two did not run side by side."
 )
 
 
 def short(parts: Split) -> Split:
-    "The same split with nothing but the newest items in the training part."
+    "The same split with nothing but the newest items in the training part"
     return replace(parts, train=parts.train.last(LENGTH + 1))
 
 
 def table(events: Events, users: np.ndarray, histories: Ragged) -> pd.DataFrame:
-    "Histories as RecTools reads them; the hours stand for the order."
+    "Histories as RecTools reads them; the hours stand for the order"
     order = np.arange(len(histories.values)) - np.repeat(histories.offsets[:-1], histories.lengths)
     when = pd.Timestamp("2000-01-01") + pd.to_timedelta(order, unit="h")
     return pd.DataFrame({"user_id": np.repeat(users, histories.lengths), "item_id": histories.values, "weight": 1, "datetime": when})
 
 
 def python_of_peer() -> str:
-    "An interpreter that knows RecTools."
+    "An interpreter that knows RecTools"
     folder = ROOT / "runs/peer/env"
     if not (folder / "done").exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -54,31 +70,29 @@ def python_of_peer() -> str:
 
 
 def ndcg(lists: pd.DataFrame, users: np.ndarray, targets: np.ndarray) -> float:
-    "NDCG@10 of written lists; a user without a list has missed."
+    "NDCG@10 of written lists; a user without a list has missed"
     hit = lists.merge(pd.DataFrame({"user_id": users, "item_id": targets}))
     return float((1 / np.log2(hit["rank"] + 1)).sum() / len(users))
 
 
 def rectools(parts: Split, seed: int) -> float:
-    "NDCG@10 on the test part."
+    "NDCG@10 on the test part"
     folder = ROOT / f"runs/peer/rectools-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"n_factors": 64, "n_blocks": 2, "n_heads": 1, "dropout_rate": 0.2, "session_max_len": LENGTH, "batch_size": 64, "lr": 1e-3,
-                "loss": "softmax", "seed": seed, "threads": torch.get_num_threads(), "epochs": EPOCHS, "every": EVERY,
-                "parts": ["valid", "test"]}  # fmt: skip
-    (folder / "settings.json").write_text(json.dumps(settings))
+    how = {"seed": seed, "threads": torch.get_num_threads(), "epochs": EPOCHS, "every": EVERY, "parts": ["valid", "test"]}
+    (folder / "settings.json").write_text(json.dumps(THEIRS | how))
     table(parts.events, parts.train_users, parts.train).to_parquet(folder / "fit.parquet")
     for part in (parts.valid, parts.test):
         table(parts.events, part.users, part.histories).to_parquet(folder / f"{part.name}.parquet")
     if not (folder / "done").exists():
         subprocess.run([python_of_peer(), ROOT / "bench/peer_rectools.py", folder], check=True)
-    found = {part.name: [ndcg(pd.read_parquet(folder / f"{part.name}-{epoch}.parquet"), part.users, part.targets)
-                         for epoch in range(EVERY, EPOCHS + 1, EVERY)] for part in (parts.valid, parts.test)}  # fmt: skip
-    return found["test"][int(np.argmax(found["valid"]))]
+    lists = lambda part, epoch: pd.read_parquet(folder / f"{part.name}-{epoch}.parquet")
+    over_epochs = lambda part: [ndcg(lists(part, epoch), part.users, part.targets) for epoch in range(EVERY, EPOCHS + 1, EVERY)]
+    return over_epochs(parts.test)[int(np.argmax(over_epochs(parts.valid)))]
 
 
 def ours(parts: Split, seed: int) -> float:
-    "The same of this library's SASRec."
+    "The same of this library's SASRec"
     config = sasrec(seed=seed, batch=64, epochs=EPOCHS, patience=EPOCHS)
     config = replace(config, model=replace(config.model, dropout=0.2))
     rec = fit(parts, config, out_dir=ROOT / f"runs/peer/ours-{seed}", device="cpu")
@@ -86,7 +100,7 @@ def ours(parts: Split, seed: int) -> float:
 
 
 def measure():
-    "Both, seed by seed."
+    "Both, seed by seed"
     parts = short(split(load_dataset("ml-100k")))
     figures = {}
     for name, model in {"sasrec": ours, "rectools": rectools}.items():

@@ -22,10 +22,8 @@ torch.set_num_threads(settings.pop("threads"))
 seed_everything(settings.pop("seed"), workers=True)
 epochs, every, parts = (settings.pop(name) for name in ("epochs", "every", "parts"))
 quiet = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-model = SASRecModel(
-    **settings, epochs=every, deterministic=True, recommend_torch_device="cpu",
-    get_trainer_func=lambda: Trainer(min_epochs=every, max_epochs=every, **quiet),
-)  # fmt: skip
+trainer = lambda: Trainer(min_epochs=every, max_epochs=every, **quiet)
+model = SASRecModel(**settings, epochs=every, deterministic=True, recommend_torch_device="cpu", get_trainer_func=trainer)
 data = {name: Dataset.construct(pd.read_parquet(folder / f"{name}.parquet")) for name in ("fit", *parts)}
 for epoch in range(every, epochs + 1, every):
     model.fit(data["fit"]) if epoch == every else model.fit_partial(data["fit"], every, every)

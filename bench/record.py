@@ -2,6 +2,7 @@
 
 A script under `bench/` measures and calls `record("topic", {"key": number})`. Every figure keeps the commit and the day it was
 measured at. A long job records after every unit of work and asks `recorded("topic")` where it stopped: figures of this commit.
+What many runs reached is one table, `bench/results/runs.jsonl`, which nbs/compare.ipynb writes and `runs` reads.
 """
 
 import json
@@ -9,6 +10,8 @@ import os
 import platform
 import re
 import subprocess
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,22 +31,23 @@ def record(
     notes: str = "",  # What was measured and how
     packages: tuple = PACKAGES,  # Whose versions to state
 ) -> Path:
-    "Add `figures` to the topic's file; those of another machine are dropped first, those of another commit say so."
+    "Add `figures` to the topic's file; those of another machine are dropped first, those of another commit say so"
     old = load(topic) if load(topic).get("machine") == machine() else {}
     here = {"commit": commit(), "date": datetime.now(UTC).date().isoformat()}
     rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in figures.items()}
-    return write(topic, {
+    result = {
         "figures": old.get("figures", {}) | rounded,
         "measured": old.get("measured", {}) | dict.fromkeys(figures, here),
         **here,
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "notes": notes,
-    })
+    }
+    return write(topic, result)
 
 
 def recorded(topic: str) -> dict:
-    "The figures recorded for this commit on this machine, so that a long job can go on where it stopped."
+    "The figures recorded for this commit on this machine, so that a long job can go on where it stopped"
     old, now = load(topic), commit()
     if old.get("machine") != machine():
         return {}
@@ -51,13 +55,13 @@ def recorded(topic: str) -> dict:
 
 
 def load(topic: str) -> dict:
-    "The topic's file, empty when there is none."
+    "The topic's file, empty when there is none"
     file = RESULTS / f"{topic}.json"
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def write(topic: str, result: dict) -> Path:
-    "Write the topic's file whole or not at all."
+    "Write the topic's file whole or not at all"
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{topic}.json"
     part = file.with_suffix(".part")
@@ -66,18 +70,43 @@ def write(topic: str, result: dict) -> Path:
     return file
 
 
+def runs(
+    **known,  # fields of the runs wanted, such as dataset="beauty"; init="ppmi" where the start is not the preset's own
+) -> list[dict]:
+    "Recorded runs, one a seed"
+    file = RESULTS / "runs.jsonl"
+    found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    wanted = {"init": ""} | known
+    value = lambda run, name: run["params"].get("init", "") if name == "init" else run[name]
+    return [run for run in found if all(value(run, name) == want for name, want in wanted.items())]
+
+
+def reached(run: dict, metric: str, part: str = "test") -> float:
+    "A metric of a recorded run: leave-one-out, full ranking, seen items dropped"
+    how = {"split": "leave_one_out", "seen": "drop", "candidates": "all"}
+    rows = [row for row in run["results"] if row["part"] == part and how.items() <= row["protocol"].items()]
+    return rows[0]["metrics"][metric]["mean"]
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    "How long a call takes"
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def commit() -> str:
-    "The last commit that changed what is measured, marked when the files differ from it."
+    "The last commit that changed what is measured, marked when the files differ from it"
     return git("log", "-1", "--format=%h", "--", *MEASURED) + ("-dirty" if git("status", "-s", "--", *MEASURED) else "")
 
 
 def git(*args: str) -> str:
-    "What git says."
+    "What git says"
     return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def machine() -> dict:
-    "What the figures are measured on."
+    "What the figures are measured on"
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     return {
         "cpu": cpu_name(),
@@ -88,7 +117,7 @@ def machine() -> dict:
 
 
 def cpu_name() -> str:
-    "The processor's name, as Linux tells it."
+    "The processor's name, as Linux tells it"
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()

@@ -21,10 +21,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a budget counted in minutes
 import torch
 from record import ROOT, record, recorded
 
-from itemlm import fit, load_dataset, split
-from itemlm.run import configured, run_folder
-from itemlm.study import plan
-from itemlm.training import RESUME
+from itemlm.data.datasets import load_dataset
+from itemlm.data.split import Split, split
+from itemlm.jobs import TrainParameters, open_job
+from itemlm.models.presets import preset
+from itemlm.models.recipe import TrainingConfig
+from itemlm.runs.folder import RESUME
+from itemlm.training.trainer import fit
 
 UNIT, BUDGET = 4, 40  # minutes
 LEAD = 1.01  # seeds of one setting lie about a hundredth apart
@@ -44,49 +47,49 @@ NOTES = (
 )
 
 
-def changed(config, field: str, value):
-    "The same configuration with one field of it, or of its model, set to another value."
+def changed(config: TrainingConfig, field: str, value: object) -> TrainingConfig:
+    "The same configuration with one field of it, or of its model, set to another value"
     if field in {f.name for f in fields(config.model)}:
         return replace(config, model=replace(config.model, **{field: value}))
     return replace(config, **{field: value})
 
 
 def best(log: list[dict], epochs: float = float("inf")) -> float:
-    "Best validation NDCG@10 within so many epochs."
+    "Best validation NDCG@10 within so many epochs"
     return max(row["ndcg@10"] for row in log if row["epoch"] <= epochs)
 
 
-def unit(parts, model: str, field: str, value, preset: list[dict]) -> None:
-    "Train a setting for another unit, and record where it and the preset stand."
-    config = changed(configured(model, "small", seed=0), field, value)
+def unit(parts: Split, model: str, field: str, value: object, before: list[dict]) -> None:
+    "Train a setting for another unit, and record where it and the preset stand"
+    config = changed(preset(model, "small"), field, value)
     log = fit(parts, config, folder(model, field, value), device="cpu", max_minutes=UNIT).log
     epochs = int(log[-1]["epoch"]) or log[-1]["epoch"]  # whole ones, where there is one
-    found = {"epochs": epochs, "seconds": log[-1]["seconds"], "valid": best(log, epochs), "preset": best(preset, epochs)}
+    found = {"epochs": epochs, "seconds": log[-1]["seconds"], "valid": best(log, epochs), "preset": best(before, epochs)}
     record("search", {f"{model}_{field}_{value}_{name}": figure for name, figure in found.items()}, NOTES)
 
 
-def folder(model: str, field: str, value) -> Path:
-    "Where a setting's training goes on."
+def folder(model: str, field: str, value: object) -> Path:
+    "Where a setting's training goes on"
     return ROOT / f"runs/bench-search/{model}-{field}-{value}"
 
 
-def search(parts, model: str) -> None:
-    "Spend a model's budget."
-    preset = fit(parts, configured(model, "small", seed=0), run_folder(plan(["beauty"], [model])[0]), device="cpu").log
+def search(parts: Split, model: str) -> None:
+    "Spend a model's budget"
+    before = fit(parts, preset(model, "small"), open_job(TrainParameters(dataset="beauty", model=model)).folder, device="cpu").log
     settings = [(field, value) for field, values in SETTINGS[model].items() for value in values]
     for setting in settings:
         if f"{model}_{setting[0]}_{setting[1]}_valid" not in recorded("search"):
-            unit(parts, model, *setting, preset)
+            unit(parts, model, *setting, before)
     while True:
         known = {setting: stand(model, *setting) for setting in settings}
         going_on = [s for s in settings if (folder(model, *s) / RESUME).exists() and known[s]["valid"] > LEAD * known[s]["preset"]]
         if not going_on or sum(k["seconds"] for k in known.values()) >= 60 * BUDGET:
             return
-        unit(parts, model, *max(going_on, key=lambda s: known[s]["valid"] / known[s]["preset"]), preset)
+        unit(parts, model, *max(going_on, key=lambda s: known[s]["valid"] / known[s]["preset"]), before)
 
 
-def stand(model: str, field: str, value) -> dict:
-    "What is recorded of a setting."
+def stand(model: str, field: str, value: object) -> dict:
+    "What is recorded of a setting"
     figures = recorded("search")
     return {name: figures[f"{model}_{field}_{value}_{name}"] for name in ("epochs", "seconds", "valid", "preset")}
 

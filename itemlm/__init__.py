@@ -1,20 +1,46 @@
-__version__ = "0.1.0"
+"""Next-item recommendation with the architecture of an LLM and none of its text."""
 
-from itemlm.events import *  # noqa: F403
-from itemlm.split import *  # noqa: F403
-from itemlm.doctor import *  # noqa: F403
-from itemlm.tokenizer import *  # noqa: F403
-from itemlm.metrics import *  # noqa: F403
-from itemlm.model import *  # noqa: F403
-from itemlm.loss import *  # noqa: F403
-from itemlm.recommend import *  # noqa: F403
-from itemlm.training import *  # noqa: F403
-from itemlm.evaluate import *  # noqa: F403
-from itemlm.baselines import *  # noqa: F403
-from itemlm.text import *  # noqa: F403
-from itemlm.text_beam import *  # noqa: F403
-from itemlm.explain import *  # noqa: F403
-from itemlm.run import *  # noqa: F403
-from itemlm.explore import *  # noqa: F403
-from itemlm.protocols import *  # noqa: F403
-from itemlm.study import *  # noqa: F403
+__version__ = "0.2.0"
+
+from itemlm.data.datasets import load_dataset
+from itemlm.data.doctor import doctor
+from itemlm.data.events import read_events
+from itemlm.data.split import shuffle_ties, split
+from itemlm.data.tokenizer import ItemTokenizer
+from itemlm.evaluation.compare import compare
+from itemlm.evaluation.protocols import protocols
+from itemlm.evaluation.report import evaluate
+from itemlm.explain import because, what_if
+from itemlm.models.base import SequenceModel
+from itemlm.models.item_lm import ItemLM, long_history, small, tiny
+from itemlm.models.losses import full_softmax, gbce
+from itemlm.models.recipe import TrainingConfig
+from itemlm.runs.ledger import list_runs
+from itemlm.serving.recommender import Recommender, load
+from itemlm.training.trainer import fit
+
+__all__ = [
+    "ItemLM",
+    "ItemTokenizer",
+    "Recommender",
+    "SequenceModel",
+    "TrainingConfig",
+    "because",
+    "compare",
+    "doctor",
+    "evaluate",
+    "fit",
+    "full_softmax",
+    "gbce",
+    "list_runs",
+    "load",
+    "load_dataset",
+    "long_history",
+    "protocols",
+    "read_events",
+    "shuffle_ties",
+    "small",
+    "split",
+    "tiny",
+    "what_if",
+]

@@ -4,6 +4,7 @@ Both render the notebooks that nbdev stages in `_proc`. The second way needs not
 source listings are served from the site itself.
 """
 
+import ast
 import json
 import os
 import re
@@ -25,7 +26,7 @@ SOURCE_STYLE = "body { margin: 2rem; font-family: sans-serif } .linenos a { colo
 
 
 class Docs(Site):
-    "A site whose notebooks `NN_name.ipynb` become pages `name.html`."
+    "A site whose notebooks `room/NN_name.ipynb` become pages `room/name.html`"
 
     def read(self, src: PurePosixPath) -> Page:
         page = super().read(src)
@@ -36,13 +37,24 @@ class Docs(Site):
         return super().find_page(target) or next((p for p in self.pages.values() if p.out == target), None)
 
     def resolve(self, href: str, page: Page | None, record: bool = True) -> str:
-        code = re.match(r"/blob/\w+/itemlm/(.+)\.py#L(\d+)$", href)  # nbdev's link to the code of a symbol
-        if not code: return super().resolve(href, page, record)
+        code = re.match(r"/blob/\w+/itemlm/(.+)\.py#L(\d+)$", href)  # nbdev's link to the code of a symbol, in any room
+        if not code:
+            return super().resolve(href, page, record)
         return "../" * len(page.out.parent.parts) + f"source/{code[1]}.html#L-{code[2]}"
 
 
+def run_definitions_only() -> None:
+    "Let nbdev run what its entries of symbols need, and no example that also imports something: it lacks the cells before"
+    from nbdev import processors
+
+    chosen = processors._do_eval
+    example = lambda cell: not cell.directives_.keys() & {"export", "exports", "exporti", "exec_doc"} and "show_doc" not in cell.source
+    mixed = lambda cell: not all(isinstance(node, ast.Import | ast.ImportFrom) for node in cell.parsed_() or [])
+    processors._do_eval = lambda cell: chosen(cell) and not (example(cell) and mixed(cell))
+
+
 def stage() -> Path:
-    "Let nbdev process the notebooks into `_proc`."
+    "Let nbdev process the notebooks into `_proc`"
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
 
@@ -56,7 +68,7 @@ def stage() -> Path:
 
 
 def with_static_outputs(nb: dict, up: str) -> dict:
-    "Plots load the site's own plotly.js; widgets, which need a kernel, are left out (their static twin stands beside)."
+    "Plots load the site's own plotly.js; widgets, which need a kernel, are left out (their static twin stands beside)"
     from plotly.io import to_html
 
     for cell in nb["cells"]:
@@ -64,29 +76,37 @@ def with_static_outputs(nb: dict, up: str) -> dict:
         for data in (o["data"] for o in outputs if PLOTLY in o.get("data", {})):
             fig = {k: v for k, v in data.pop(PLOTLY).items() if k in ("data", "layout", "frames")}
             data["text/html"] = to_html(
-                fig, {"displaylogo": False, "responsive": True}, full_html=False, validate=False,
-                default_height="450px", include_plotlyjs=f"{up}site_libs/plotly.min.js")
-        if "outputs" in cell: cell["outputs"] = joined(outputs)
+                fig,
+                {"displaylogo": False, "responsive": True},
+                full_html=False,
+                validate=False,
+                default_height="450px",
+                include_plotlyjs=f"{up}site_libs/plotly.min.js",
+            )
+        if "outputs" in cell:
+            cell["outputs"] = joined(outputs)
     return nb
 
 
 def joined(outputs: list[dict]) -> list[dict]:
-    "Lines that were printed one after another, as one output."
+    "Lines that were printed one after another, as one output"
     out = []
     for o in outputs:
-        if out and "name" in o and o["name"] == out[-1].get("name"): out[-1]["text"] = [*out[-1]["text"], *o["text"]]
-        else: out.append(o)
+        if out and "name" in o and o["name"] == out[-1].get("name"):
+            out[-1]["text"] = [*out[-1]["text"], *o["text"]]
+        else:
+            out.append(o)
     return out
 
 
 def loads_plotly(output: dict) -> bool:
-    "Whether an output only fetches plotly.js from the net, as plotly's notebook renderer does once a notebook."
+    "Whether an output only fetches plotly.js from the net, as plotly's notebook renderer does once a notebook"
     data = output.get("data", {})
     return PLOTLY not in data and "cdn.plot.ly" in "".join(data.get("text/html", ""))
 
 
 def katex() -> Path | None:
-    "KaTeX's files from npm, fetched once into the cache; None where npm has no answer."
+    "KaTeX's files from npm, fetched once into the cache; None where npm has no answer"
     folder = ROOT / "cache/npm"
     dist = folder / "node_modules/katex/dist"
     if not (dist / "katex.min.js").exists() and shutil.which("npm"):
@@ -96,7 +116,7 @@ def katex() -> Path | None:
 
 
 def mend_anchors(out: Path) -> None:
-    "Links to a method without an entry of its own go to its class; anchors as JupyterLab writes them, to the site's."
+    "Links to a method without an entry of its own go to its class; anchors as JupyterLab writes them, to the site's"
     texts = {f.resolve(): f.read_text() for f in out.rglob("*.html")}
     ids = {f: set(re.findall(r'\bid="([^"]+)"', t)) for f, t in texts.items()}
 
@@ -110,7 +130,7 @@ def mend_anchors(out: Path) -> None:
 
 
 def add_assets(site: Docs) -> None:
-    "Copy plotly.js and KaTeX into the site, where pages use them."
+    "Copy plotly.js and KaTeX into the site, where pages use them"
     import plotly
 
     texts = {f: f.read_text() for f in site.out.rglob("*.html")}
@@ -122,26 +142,31 @@ def add_assets(site: Docs) -> None:
         shutil.copytree(dist, site.out / "site_libs/katex", ignore=leave)
         for f, t in with_maths.items():
             f.write_text(t.replace(layout.KATEX, os.path.relpath(site.out / "site_libs/katex", f.parent)))
-    elif with_maths: print("npm could not fetch KaTeX: formulas will load it from its CDN", file=sys.stderr)
+    elif with_maths:
+        print("npm could not fetch KaTeX: formulas will load it from its CDN", file=sys.stderr)
 
 
 def add_sources(site: Docs) -> None:
-    "Write every module as a page, for the `source` links."
+    "Write every module as a page, for the `source` links"
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    (site.out / "source").mkdir()
-    for f in (ROOT / "itemlm").glob("*.py"):
-        page = HtmlFormatter(full=True, title=f"itemlm/{f.name}", linenos="inline", lineanchors="L", anchorlinenos=True)
+    package = ROOT / "itemlm"
+    for f in package.rglob("*.py"):
+        name = f.relative_to(package).with_suffix(".html")
+        page = HtmlFormatter(full=True, title=f"itemlm/{name.with_suffix('.py')}", linenos="inline", lineanchors="L", anchorlinenos=True)
         text = highlight(f.read_text(), PythonLexer(), page)
-        (site.out / "source" / f"{f.stem}.html").write_text(text.replace("</style>", f"{SOURCE_STYLE}</style>"))
+        (site.out / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (site.out / "source" / name).write_text(text.replace("</style>", f"{SOURCE_STYLE}</style>"))
 
 
 def main() -> None:
     os.chdir(ROOT)
+    run_definitions_only()
     if shutil.which("quarto"):
         from nbdev.quarto import nbdev_docs
+
         return nbdev_docs()
     warnings.filterwarnings("ignore")
     site = Docs(load(stage()), quiet=True)
@@ -150,7 +175,8 @@ def main() -> None:
     add_assets(site)
     add_sources(site)
     mend_anchors(site.out)
-    for src, href in site.broken: print(f"{src}: broken link {href}", file=sys.stderr)
+    for src, href in site.broken:
+        print(f"{src}: broken link {href}", file=sys.stderr)
     print(f"{pages} pages in _docs; read them with: python -m http.server -d _docs")
     sys.exit(bool(site.broken))
 

@@ -1,6 +1,8 @@
 "Data from disk and from publishers: every layout, every kind of damage; loopback only"
+
 import gzip
 import hashlib
+import json
 import os
 import re
 import threading
@@ -14,9 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from itemlm import events as room
-from itemlm.events import Ragged, atomic_write, load_dataset, read_events, workspace
-from itemlm.split import split
+from itemlm.core import Ragged, atomic_write
+from itemlm.data import datasets, readers
+from itemlm.data.datasets import load_dataset
+from itemlm.data.events import read_events
+from itemlm.data.split import split
+from itemlm.workspace import workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,7 +38,8 @@ class Publisher(BaseHTTPRequestHandler):
         if server.failures:
             server.failures -= 1
             return self.send_error(503)
-        if body is None: return self.send_error(404)
+        if body is None:
+            return self.send_error(404)
         asked, start = self.headers.get("Range"), 0
         if asked and server.ranges:
             start = int(re.match(r"bytes=(\d+)-", asked)[1])
@@ -43,18 +49,20 @@ class Publisher(BaseHTTPRequestHandler):
                 self.send_header("Content-Length", "0")
                 return self.end_headers()
         self.send_response(206 if asked and server.ranges else 200)
-        if asked and server.ranges: self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if asked and server.ranges:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
         self.wfile.write(body[start : start + server.cut] if server.cut else body[start:])
 
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture
 def publisher(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(room, "PAUSE", 0.01)
+    monkeypatch.setattr(datasets, "_PAUSE", 0.01)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Publisher)
     server.files, server.requests, server.cut, server.ranges, server.failures = {}, [], 0, True, 0
     server.url = f"http://127.0.0.1:{server.server_port}"
@@ -75,39 +83,60 @@ def project(tmp_path, monkeypatch):
 
 def publish(monkeypatch, publisher, name, bodies, **changes):
     "Let `name` be fetched from the loopback publisher, with the checksums of these files"
-    known = room.KNOWN[name]
-    files = tuple((file, hashlib.sha256(bodies[file]).hexdigest(), strict) for file, _, strict in known.files)
-    monkeypatch.setitem(room.KNOWN, name, replace(known, base=publisher.url, **{"files": files, **changes}))
+    known = datasets.KNOWN[name]
+    files = tuple(file._replace(sha256=hashlib.sha256(bodies[file.name]).hexdigest()) for file in known.files)
+    monkeypatch.setitem(datasets.KNOWN, name, replace(known, base=publisher.url, **{"files": files, **changes}))
     publisher.files |= {f"/{file}": body for file, body in bodies.items()}
 
 
 # --- what publishers serve -------------------------------------------------------------------------------------------
 
-REVIEWS = [("R3", "B001", 300), ("R1", "B001", 100), ("R1", "B002", 100), ("R2", "B002", 50), ("R3", "B002", 200),
-           ("R1", "B003", 50), ("R2", "B003", 50), ("R2", "B004", 40)]  # sorted by asin, as the original is
-META = [{"asin": "B001", "title": "Salt &amp; Pepper", "brand": "Acme's", "categories": [["Top", "Spice", "Mixed"]]},
-        {"asin": "B002", "title": 'The "big" one', "categories": [["Top"]]}, {"asin": "B003"},
-        {"asin": "B999", "title": "never reviewed", "categories": [["Top"]]}]
+REVIEWS = [
+    ("R3", "B001", 300),
+    ("R1", "B001", 100),
+    ("R1", "B002", 100),
+    ("R2", "B002", 50),
+    ("R3", "B002", 200),
+    ("R1", "B003", 50),
+    ("R2", "B003", 50),
+    ("R2", "B004", 40),
+]  # sorted by asin, as the original is
+META = [
+    {"asin": "B001", "title": "Salt &amp; Pepper", "brand": "Acme's", "categories": [["Top", "Spice", "Mixed"]]},
+    {"asin": "B002", "title": 'The "big" one', "categories": [["Top"]]},
+    {"asin": "B003"},
+    {"asin": "B999", "title": "never reviewed", "categories": [["Top"]]},
+]
 
 
 def amazon():
     review = '{{"reviewerID": "{}", "asin": "{}", "overall": 4.0, "unixReviewTime": {}}}\n'
     reviews = "".join(review.format(*row) for row in REVIEWS)
-    return {"reviews_Beauty_5.json.gz": gzip.compress(reviews.encode()),
-            "meta_Beauty.json.gz": gzip.compress("".join(f"{row!r}\n" for row in META).encode())}
+    return {
+        "reviews_Beauty_5.json.gz": gzip.compress(reviews.encode()),
+        "meta_Beauty.json.gz": gzip.compress("".join(f"{row!r}\n" for row in META).encode()),
+    }
 
 
 def zipped(folder, files, path):
     with zipfile.ZipFile(path, "w") as archive:
-        for name, text in files.items(): archive.writestr(f"{folder}/{name}", text.encode("latin-1"))
+        for name, text in files.items():
+            archive.writestr(f"{folder}/{name}", text.encode("latin-1"))
     return path.read_bytes()
 
 
-ML_1M = {"README": "terms", "users.dat": "1::F::1::10::48067\n", "movies.dat": "1::Amélie (2001)::Comedy|Romance\n2::B::Drama\n",
-         "ratings.dat": "1::2::5::20\n1::1::3::10\n2::1::4::5\n2::2::4::5\n"}
+ML_1M = {
+    "README": "terms",
+    "users.dat": "1::F::1::10::48067\n",
+    "movies.dat": "1::Amélie (2001)::Comedy|Romance\n2::B::Drama\n",
+    "ratings.dat": "1::2::5::20\n1::1::3::10\n2::1::4::5\n2::2::4::5\n",
+}
 FLAGS = "|".join("0000010000000010000")  # comedy, romance
-ML_100K = {"README": "terms", "u.item": f"1|Amélie (2001)|01-Jan-2001||http://x|{FLAGS}\n2|B|||" + "|0" * 19 + "\n",
-           "u.data": "1\t2\t5\t20\n1\t1\t3\t10\n2\t1\t4\t5\n2\t2\t4\t5\n"}
+ML_100K = {
+    "README": "terms",
+    "u.item": f"1|Amélie (2001)|01-Jan-2001||http://x|{FLAGS}\n2|B|||" + "|0" * 19 + "\n",
+    "u.data": "1\t2\t5\t20\n1\t1\t3\t10\n2\t1\t4\t5\n2\t2\t4\t5\n",
+}
 
 
 def test_raw_reviews_equal_their_sequence_twin(project, publisher, monkeypatch):
@@ -149,7 +178,8 @@ def test_a_cut_download_continues(project, publisher, monkeypatch, ranges):
         assert load_dataset("beauty").n_interactions == len(REVIEWS)
         assert any(asked for _, asked in publisher.requests)
     else:  # without ranges every try starts anew, and ends at the same byte
-        with pytest.raises(FileNotFoundError, match="the connection ended at"): load_dataset("beauty")
+        with pytest.raises(FileNotFoundError, match="the connection ended at"):
+            load_dataset("beauty")
         publisher.cut = 0
         assert load_dataset("beauty").n_interactions == len(REVIEWS)
 
@@ -173,13 +203,15 @@ def test_a_busy_publisher_is_asked_again(project, publisher, monkeypatch):
 
 def test_wrong_checksum(project, publisher, monkeypatch, capsys):
     body = zipped("ml-1m", ML_1M, project / "made.zip")
-    publish(monkeypatch, publisher, "ml-1m", {"ml-1m.zip": body}, files=(("ml-1m.zip", "0" * 64, True),))
-    with pytest.raises(ValueError, match="checksum"): load_dataset("ml-1m")
+    publish(monkeypatch, publisher, "ml-1m", {"ml-1m.zip": body}, files=(datasets._File("ml-1m.zip", "0" * 64),))
+    with pytest.raises(ValueError, match="checksum"):
+        load_dataset("ml-1m")
     assert not list((project / "data/ml-1m").iterdir())  # nothing half-written
     (project / "data/ml-1m/ml-1m.zip").write_bytes(body[:-30])  # put there by hand
-    with pytest.raises(ValueError, match="ml-1m.zip is damaged"): load_dataset("ml-1m")
+    with pytest.raises(ValueError, match="ml-1m.zip is damaged"):
+        load_dataset("ml-1m")
     bodies = amazon()  # Amazon's checksums are another party's: a warning
-    publish(monkeypatch, publisher, "beauty", bodies, files=tuple((name, "0" * 64, False) for name in sorted(bodies)))
+    publish(monkeypatch, publisher, "beauty", bodies, files=tuple(datasets._File(name, "0" * 64, False) for name in sorted(bodies)))
     assert load_dataset("beauty").n_interactions == len(REVIEWS)
     assert capsys.readouterr().out.count("warning: ") == 2
 
@@ -187,32 +219,44 @@ def test_wrong_checksum(project, publisher, monkeypatch, capsys):
 def test_a_damaged_file_says_so(project):
     (project / "data/beauty").mkdir(parents=True)
     (project / "data/beauty/reviews_Beauty_5.json.gz").write_bytes(amazon()["reviews_Beauty_5.json.gz"][:-9])
-    with pytest.raises(ValueError, match="damaged Amazon files"): load_dataset("beauty")
+    with pytest.raises(ValueError, match="damaged Amazon files"):
+        load_dataset("beauty")
 
 
 def test_no_network(project, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("ITEMLM_DATA", str(project / "elsewhere"))
-    monkeypatch.setattr(room, "PAUSE", 0.01)
-    monkeypatch.setitem(room.KNOWN, "toys", replace(room.KNOWN["toys"], base="http://127.0.0.1:9"))
-    with pytest.raises(FileNotFoundError) as error: load_dataset("toys")
-    for part in ("elsewhere/toys", "elsewhere/amazon-toys", "data/toys", "data/amazon-toys", "http://127.0.0.1:9/meta_Toys",
-                 "ITEMLM_DATA", "reviews_Toys_and_Games_5.json.gz"):
+    monkeypatch.setattr(datasets, "_PAUSE", 0.01)
+    monkeypatch.setitem(datasets.KNOWN, "toys", replace(datasets.KNOWN["toys"], base="http://127.0.0.1:9"))
+    with pytest.raises(FileNotFoundError) as error:
+        load_dataset("toys")
+    for part in (
+        "elsewhere/toys",
+        "elsewhere/amazon-toys",
+        "data/toys",
+        "data/amazon-toys",
+        "http://127.0.0.1:9/meta_Toys",
+        "ITEMLM_DATA",
+        "reviews_Toys_and_Games_5.json.gz",
+    ):
         assert part in str(error.value)
-    with pytest.raises(FileNotFoundError, match="ships with the project"): load_dataset("ml-latest-small")
+    with pytest.raises(FileNotFoundError, match="ships with the project"):
+        load_dataset("ml-latest-small")
 
 
 def test_a_missing_file_is_not_asked_for_again(project, publisher, monkeypatch):
     publish(monkeypatch, publisher, "beauty", amazon())
     publisher.files.clear()
-    with pytest.raises(FileNotFoundError, match="404"): load_dataset("beauty")
+    with pytest.raises(FileNotFoundError, match="404"):
+        load_dataset("beauty")
     assert len(publisher.requests) == 1
 
 
 def test_unwritable_data_folder(project, publisher, monkeypatch):
     publish(monkeypatch, publisher, "beauty", amazon())
     (project / "data").write_text("a file where the folder should be")
-    with pytest.raises(OSError, match="cannot write.*data"): load_dataset("beauty")
+    with pytest.raises(OSError, match="cannot write.*data"):
+        load_dataset("beauty")
 
 
 # --- search order and cache ------------------------------------------------------------------------------------------
@@ -240,12 +284,12 @@ def test_search_order(project, monkeypatch):
 def test_cache_follows_the_source(project, capsys, monkeypatch):
     folder = toy_set(project / "data/beauty")
     reads = []
-    monkeypatch.setitem(room.LAYOUTS, "sequences.txt", lambda folder: reads.append(1) or room._read_sequences(folder))
+    monkeypatch.setitem(readers._LAYOUTS, "sequences.txt", lambda folder: reads.append(1) or readers._read_sequences(folder))
     assert load_dataset("beauty").n_interactions == 3 and len(reads) == 1
     assert load_dataset("beauty").n_interactions == 3 and len(reads) == 1  # from the cache
     (folder / "sequences.txt").write_text("ann 1 2 1 2\n")
     assert load_dataset("beauty").n_interactions == 4 and len(reads) == 2  # the source changed
-    monkeypatch.setattr(room, "VERSION", room.VERSION + 1)
+    monkeypatch.setattr(datasets, "_VERSION", datasets._VERSION + 1)
     assert load_dataset("beauty").n_interactions == 4 and len(reads) == 3  # the preparation changed
     assert "cache" not in capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == ["items.tsv", "sequences.txt"]  # nothing beside the source
@@ -286,7 +330,8 @@ def test_load_dataset_takes_paths(project, capsys):
     assert load_dataset("log.csv").fingerprint == read_events(project / "log.csv").fingerprint
     assert capsys.readouterr().out.count("user=user, item=item, time=time") == 2
     assert load_dataset(str(project / "log.csv"), k_core=1).n_items == 2
-    with pytest.raises(FileNotFoundError, match="known are ml-latest-small, beauty"): load_dataset("lgo.csv")
+    with pytest.raises(FileNotFoundError, match="known are ml-latest-small, beauty"):
+        load_dataset("lgo.csv")
 
 
 # --- bad tables ------------------------------------------------------------------------------------------------------
@@ -305,7 +350,8 @@ def test_ids_stay_text(tmp_path, suffix):
 
 
 BAD = {
-    "": "empty", "user,item\n": "empty",
+    "": "empty",
+    "user,item\n": "empty",
     "a,b\n1,2\n": "no column with a usual name for the user; its columns: a, b",
     "user,b\n1,2\n": "no column with a usual name for the item.*user, b.*item=",
     "user,uid,item\n1,2,3\n": r"2 columns that could be the user \(user, uid\)",
@@ -322,35 +368,77 @@ BAD = {
 @pytest.mark.parametrize("text, message", BAD.items())
 def test_bad_csv(tmp_path, text, message):
     (tmp_path / "log.csv").write_text(text)
-    with pytest.raises(ValueError, match=message): read_events(tmp_path / "log.csv")
+    with pytest.raises(ValueError, match=message):
+        read_events(tmp_path / "log.csv")
+
+
+def test_json_lines_keep_their_types(tmp_path):
+    rows = [{"user": "007", "item": 5, "time": "2014-07-23"}, {"user": "7", "item": 6.0, "time": "2014-07-24"}]
+    for name in ("log.jsonl", "log.jsonl.gz"):
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+        events = read_events(tmp_path / name)
+        assert (list(events.users), list(events.items.index), events.name) == (["007", "7"], ["5", "6"], "log")
+    (tmp_path / "log.jsonl").write_text('{"user": 1, "item": 2}\n{"user": 1')
+    with pytest.raises(ValueError, match="log.jsonl: line 2 cannot be read as JSON"):
+        read_events(tmp_path / "log.jsonl")
+
+
+def test_a_folder_of_parquet_files_is_one_table(tmp_path):
+    table = pd.DataFrame({"user": list("aabb"), "item": list("xyxz"), "time": [1, 2, 1, 2]})
+    for part in (0, 1):
+        table[2 * part : 2 * part + 2].to_parquet(tmp_path / f"part-{part}.parquet")
+    (tmp_path / "_SUCCESS").write_text("")
+    assert read_events(tmp_path).fingerprint == read_events(table).fingerprint
+    (tmp_path / "part-1.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(ValueError, match="part-1.parquet is not a whole Parquet file"):
+        read_events(tmp_path)
+
+
+def test_a_raw_table_is_read_as_it_stands(capsys):
+    table = readers.RawTable(frame=pd.DataFrame({"user": [1], "item": [2]}), name="mine")
+    assert read_events(table).name == "mine" and capsys.readouterr().out.count("user=user") == 1
+    assert read_events(table, name="yours", verbose=False).name == "yours" and not capsys.readouterr().out
 
 
 def test_bad_files(tmp_path):
     pd.DataFrame({"user": [1], "item": [2]}).to_parquet(tmp_path / "a.parquet")
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
-    with pytest.raises(ValueError, match="cut.parquet is not a whole Parquet file"): read_events(tmp_path / "cut.parquet")
+    with pytest.raises(ValueError, match="cut.parquet is not a whole Parquet file"):
+        read_events(tmp_path / "cut.parquet")
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"user,item\n" + os.urandom(999).hex().encode())[:-30])
-    with pytest.raises(ValueError, match="cut.csv.gz cannot be read"): read_events(tmp_path / "cut.csv.gz")
+    with pytest.raises(ValueError, match="cut.csv.gz cannot be read"):
+        read_events(tmp_path / "cut.csv.gz")
     (tmp_path / "latin.csv").write_bytes("user,item\n1,Amélie\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="UTF-8"): read_events(tmp_path / "latin.csv")
-    with pytest.raises(ValueError, match="holds none of sequences.txt"): read_events(tmp_path)
-    with pytest.raises(FileNotFoundError): read_events(tmp_path / "nothing.csv")
+    with pytest.raises(ValueError, match="UTF-8"):
+        read_events(tmp_path / "latin.csv")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/readme.txt").write_text("no data here")
+    with pytest.raises(ValueError, match="holds none of sequences.txt"):
+        read_events(tmp_path / "notes")
+    with pytest.raises(FileNotFoundError):
+        read_events(tmp_path / "nothing.csv")
 
 
-@pytest.mark.parametrize("sequences, times, items, message", [
-    ("", None, None, "line 1"),
-    ("1 1 2\n2\n", None, None, "line 2"),
-    ("1 1 2\n1 2 1\n", None, None, "line 2"),
-    ("1 1 2\n", "1 5\n", None, "timestamps.txt: line 1"),
-    ("1 1 2\n2 1\n", "1 5 6\n", None, "timestamps.txt: line 2"),
-    ("1 1 2\n", "1 5 later\n", None, "interaction 2"),
-    ("1 1 2\n", None, "id\tasin\n1\tA\n", "lacks items of the sequences: 2"),
-    ("1 1 2\n", None, "id\tasin\n1\tA\n2\tA\n", "lists an id twice: A"),
-])
+@pytest.mark.parametrize(
+    "sequences, times, items, message",
+    [
+        ("", None, None, "line 1"),
+        ("1 1 2\n2\n", None, None, "line 2"),
+        ("1 1 2\n1 2 1\n", None, None, "line 2"),
+        ("1 1 2\n", "1 5\n", None, "timestamps.txt: line 1"),
+        ("1 1 2\n2 1\n", "1 5 6\n", None, "timestamps.txt: line 2"),
+        ("1 1 2\n", "1 5 later\n", None, "interaction 2"),
+        ("1 1 2\n", None, "id\tasin\n1\tA\n", "lacks items of the sequences: 2"),
+        ("1 1 2\n", None, "id\tasin\n1\tA\n2\tA\n", "lists an id twice: A"),
+    ],
+)
 def test_bad_sequence_folder(tmp_path, sequences, times, items, message):
     for name, text in (("sequences.txt", sequences), ("timestamps.txt", times), ("items.tsv", items)):
-        if text is not None: (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=message): read_events(tmp_path)
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_events(tmp_path)
 
 
 def test_sequence_folder_is_never_sorted(tmp_path):
@@ -378,8 +466,10 @@ def test_fine_times_order_the_same_second():
 
 def test_one_interaction_a_user():
     events = read_events(pd.DataFrame({"user": range(5), "item": 1, "time": 9}))
-    with pytest.raises(ValueError, match="at least 3 interactions.*longest of 5 users.*has 1"): split(events)
-    with pytest.raises(ValueError, match="cuts"): split(events, "global_time")
+    with pytest.raises(ValueError, match="at least 3 interactions.*longest of 5 users.*has 1"):
+        split(events)
+    with pytest.raises(ValueError, match="cuts"):
+        split(events, "global_time")
 
 
 def test_filters_that_leave_nothing():
@@ -404,7 +494,8 @@ def test_atomic_write_on_a_full_disk(tmp_path):
 def test_ragged_refuses_half_a_file(tmp_path):
     Ragged.from_lists([[1, 2], [3]]).save(tmp_path)
     (tmp_path / "values.npy").write_bytes((tmp_path / "values.npy").read_bytes()[:-4])
-    with pytest.raises(ValueError, match="holds no whole ragged array"): Ragged.load(tmp_path)
+    with pytest.raises(ValueError, match="holds no whole ragged array"):
+        Ragged.load(tmp_path)
 
 
 def test_workspace_is_found_from_below(project, monkeypatch):
@@ -415,27 +506,36 @@ def test_workspace_is_found_from_below(project, monkeypatch):
 
 # --- the real sets ---------------------------------------------------------------------------------------------------
 
-COUNTS = {"beauty": (22363, 12101, 198502), "toys": (19412, 11924, 167597), "sports": (35598, 18357, 296337),
-          "ml-1m": (6040, 3416, 999611), "ml-100k": (943, 1682, 100000), "ml-latest-small": (671, 3496, 90072)}
+COUNTS = {
+    "beauty": (22363, 12101, 198502),
+    "toys": (19412, 11924, 167597),
+    "sports": (35598, 18357, 296337),
+    "ml-1m": (6040, 3416, 999611),
+    "ml-100k": (943, 1682, 100000),
+    "ml-latest-small": (671, 3496, 90072),
+}
 COLD = {"beauty": 138, "toys": 279, "sports": 317, "ml-1m": 0}
 
 
 def here(name):
-    places = [place / folder for place in workspace(ROOT).data for folder in (name, room.KNOWN[name].folder)]
-    return any(place.is_dir() and room._layout(place) for place in places)
+    places = [place / folder for place in workspace(ROOT).data for folder in (name, datasets.KNOWN[name].folder)]
+    return any(place.is_dir() and readers.layout_of(place) for place in places)
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_real_sets(name, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    if not here(name): pytest.skip(f"{name} is not in the data folders of this machine")
+    if not here(name):
+        pytest.skip(f"{name} is not in the data folders of this machine")
     events = load_dataset(name)
     assert (events.n_users, events.n_items, events.n_interactions) == COUNTS[name]
     parts = split(events)
     assert len(parts.test) == events.n_users
-    if name in COLD: assert parts.protocol["test_cold"] == COLD[name]
+    if name in COLD:
+        assert parts.protocol["test_cold"] == COLD[name]
     if name == "sports":
-        with pytest.raises(ValueError, match="sports has no time stamps"): split(events, "global_time")
+        with pytest.raises(ValueError, match="sports has no time stamps"):
+            split(events, "global_time")
 
 
 def test_a_million_interactions_in_seconds(tmp_path):

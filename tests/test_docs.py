@@ -1,16 +1,23 @@
-"""The documentation site builds, every page opens, and no link of it is broken."""
+"""The documentation site builds, every page opens, and no link of it is broken; the front page becomes a README of Markdown."""
 
 import functools
 import http.server
+import re
 import subprocess
 import sys
 import threading
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from conftest import NOTEBOOKS, ROOT, named
+
+from itemlm.show import Table, Value
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import readme  # noqa: E402
 
 SITE = ROOT / "_docs"
 
@@ -37,6 +44,18 @@ def test_pages_have_titles(pages):
         assert len(document.find_all("h1")) <= 1 or "source" in page.parts, page
 
 
+def test_every_module_has_a_page_of_its_source(pages):
+    "Those in rooms too, and the pages of the library lead there"
+    sources = {SITE / "source" / f.relative_to(ROOT / "itemlm").with_suffix(".html") for f in (ROOT / "itemlm").rglob("*.py")}
+    assert sources <= set(pages), [str(f) for f in sources - set(pages)]
+    linked = set()
+    for page, document in pages.items():
+        links = (urlsplit(a["href"]) for a in document.select("a[href*='source/']"))
+        linked |= {(page.parent / unquote(url.path)).resolve() for url in links if not url.netloc}
+    rooms = {SITE / "source" / f.parent.relative_to(ROOT / "itemlm") for f in (ROOT / "itemlm").rglob("*.py") if f.stem != "__init__"}
+    assert rooms <= {link.parent for link in linked}, "no page leads to the modules of a room"
+
+
 def test_no_broken_links(pages):
     "Every internal link, anchor, picture, script and style sheet is there."
     ids = {p: {e["id"] for e in d.select("[id]")} for p, d in pages.items()}
@@ -44,9 +63,11 @@ def test_no_broken_links(pages):
     for page, document in pages.items():
         for element in document.select("[href], [src]"):
             url = urlsplit(element.get("href") or element.get("src") or "")
-            if url.scheme or url.netloc: continue
+            if url.scheme or url.netloc:
+                continue
             target = (page.parent / unquote(url.path)).resolve() if url.path else page
-            if target.is_dir(): target /= "index.html"
+            if target.is_dir():
+                target /= "index.html"
             if not target.exists() or (url.fragment and target in ids and unquote(url.fragment) not in ids[target]):
                 broken.append(f"{page.relative_to(SITE)}: {url.geturl()}")
     assert not broken
@@ -69,3 +90,35 @@ def test_pages_open_in_a_browser(pages, browser):
     tab.close()
     server.shutdown()
     assert not problems
+
+
+def test_readme_is_short_and_markdown():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= readme.LONGEST
+    prose = "".join(text.split("```")[::2])
+    assert not re.search(r"</?(table|tr|td|th|div|style|small|br)\b", prose), "HTML in README.md"
+
+
+def output(**data) -> dict:
+    "A saved output"
+    return {"output_type": "display_data", "data": {kind.replace("_", "/"): text for kind, text in data.items()}}
+
+
+def test_readme_takes_markdown_before_html():
+    cell = {"cell_type": "code", "source": ["#| echo: false\n", "table"]}
+    both = output(text_markdown="| a |\n| --- |\n| [b](c.ipynb) |\n", text_html="<table></table>", text_plain="a")
+    assert readme.blocks(cell | {"outputs": [both]}) == ["| a |\n| --- |\n| [b](nbs/c.ipynb) |"]
+    plain = {"cell_type": "code", "source": ["#| output: true\n", "1 + 1"], "outputs": [output(text_plain="2")]}
+    assert readme.blocks(plain) == ["```python\n1 + 1\n```", "```\n2\n```"]
+    assert readme.blocks(plain | {"source": ["#| hide\n", "1"]}) == []
+
+
+def test_readme_turns_tables_into_markdown():
+    shown = Table(head=["model", "ndcg@10"], rows=[["a|b", Value(0.1, 0.05, 0.2)], ["c <d>", 3]], title="T", note="A note.")
+    lines = ["T", "", "| model | ndcg@10 |", "| --- | ---: |", "| a\\|b | 0.1000 (0.0500–0.2000) |", "| c &lt;d> | 3 |", "", "A note."]
+    assert readme.shown(output(text_html=shown._repr_html_())).splitlines() == lines
+    frame = pd.DataFrame({"title": ["x", "y"], "score": [-0.5, 2.0]}, index=pd.Index([1, 2], name="rank"))
+    rows = ["| rank | title | score |", "| ---: | --- | ---: |", "| 1 | x | -0.5 |", "| 2 | y | 2.0 |"]
+    assert readme.shown(output(text_html=frame._repr_html_())).splitlines() == rows
+    two = shown._repr_html_() + frame._repr_html_()
+    assert readme.markdown_of(two).splitlines() == [*lines, "", *rows]

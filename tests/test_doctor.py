@@ -1,6 +1,8 @@
-"""What the doctor says about published data sets, and about data in which every fault was put by hand."""
+"What the doctor says about published data sets, and about data in which every fault was put by hand"
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 
@@ -8,21 +10,28 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from itemlm.doctor import doctor
-from itemlm.events import Events, Ragged, load_dataset, read_events
-from itemlm.split import shuffle_ties, split
+from itemlm.core import Ragged
+from itemlm.data.datasets import load_dataset
+from itemlm.data.doctor import doctor
+from itemlm.data.events import Events, read_events
+from itemlm.data.split import shuffle_ties, split, withhold_items
 
 
 def opened(name: str) -> Events:
-    try: return load_dataset(name)
-    except (FileNotFoundError, ConnectionError): pytest.skip(f"the data set {name} is not on this machine")
+    try:
+        return load_dataset(name)
+    except (FileNotFoundError, ConnectionError):
+        pytest.skip(f"the data set {name} is not on this machine")
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    "No set is downloaded for these tests."
-    def refuse(known, folder): raise ConnectionError("no download in tests")
-    monkeypatch.setattr("itemlm.events._download", refuse)
+    "No set is downloaded for these tests"
+
+    def refuse(known, folder):
+        raise ConnectionError("no download in tests")
+
+    monkeypatch.setattr("itemlm.data.datasets._download", refuse)
 
 
 # counted by others: the README of the shared data, and the peers' own reports
@@ -60,7 +69,7 @@ def test_events_that_share_user_and_time():
 
 
 def test_ties_sorted_by_id_are_found_in_ml_100k():
-    "The file's own order is innocent; sorted by user, time, item it is not (0.652 over all neighbours)."
+    "The file's own order is innocent; sorted by user, time, item it is not (0.652 over all neighbours)"
     frame = opened("ml-100k").to_frame()
     frame["number"] = frame.item.astype(int)
     by_id = read_events(frame.sort_values(["user", "time", "number"])[["user", "item", "time"]], name="sorted")
@@ -76,7 +85,7 @@ def test_shuffled_beauty_is_innocent():
 
 
 def slow_counts(events: Events) -> dict:
-    "The same numbers, one user and one interaction at a time."
+    "The same numbers, one user and one interaction at a time"
     ids, test = list(events.items.index), split(events).test
     times = Ragged(events.times, events.sequences.offsets)
     neighbours = tied = rising = unequal = again = twice = decided = old = 0
@@ -100,9 +109,15 @@ def slow_counts(events: Events) -> dict:
         seen += target in history
         old += when[-1] < np.median(learnt)
     n = events.n_interactions
-    return {"tied neighbours": tied / neighbours, "id order in ties": rising / unequal, "repeats": again / n, "duplicates": twice / n,
-            "targets decided by a tie": decided / len(test), "targets in the history": seen / len(test),
-            "targets older than half of training": old / len(test)}
+    return {
+        "tied neighbours": tied / neighbours,
+        "id order in ties": rising / unequal,
+        "repeats": again / n,
+        "duplicates": twice / n,
+        "targets decided by a tie": decided / len(test),
+        "targets in the history": seen / len(test),
+        "targets older than half of training": old / len(test),
+    }
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -123,25 +138,40 @@ def test_same_as_one_at_a_time(seed):
 def test_no_time_stamps_are_said_not_counted():
     untimed = doctor(opened("sports"))
     told = {finding.name: finding.text for finding in untimed.findings}
-    for name in ("tied neighbours", "targets decided by a tie", "id order in ties", "cold targets, global-time", "time gaps",
-                 "targets older than half of training", "unknown times", "duplicates", "out of order"):
+    for name in (
+        "tied neighbours",
+        "targets decided by a tie",
+        "id order in ties",
+        "cold targets, global-time",
+        "time gaps",
+        "targets older than half of training",
+        "unknown times",
+        "duplicates",
+        "out of order",
+    ):
         assert told[name] == "no time stamps" and untimed[name].value is None
 
 
 def many(n: int) -> Events:
-    "Two hundred interactions a user, a quarter of the neighbours tied."
+    "Two hundred interactions a user, a quarter of the neighbours tied"
     rng = np.random.default_rng(0)
     users, items = n // 200, 20_000
     times = rng.integers(0, 2, n).cumsum() * rng.integers(0, 2, n) + 1_000_000_000
     times = np.sort(times.reshape(users, 200)).ravel()
     codes = (items * rng.random(n) ** 3).astype(np.int32)
     table = pd.DataFrame({"title": ""}, index=pd.Index([str(i) for i in range(items)], name="item"))
-    return Events(name="many", users=np.arange(users).astype(str).astype(object), times=times, items=table, provenance={},
-                  sequences=Ragged(codes, np.arange(users + 1) * 200))
+    return Events(
+        name="many",
+        users=np.arange(users).astype(str).astype(object),
+        times=times,
+        items=table,
+        provenance={},
+        sequences=Ragged(codes, np.arange(users + 1) * 200),
+    )
 
 
 def test_memory_grows_with_the_data_alone():
-    "Flat arrays, a few bytes an interaction: no table of users by items, and no Python object an interaction."
+    "Flat arrays, a few bytes an interaction: no table of users by items, and no Python object an interaction"
     peaks = []
     for n in (200_000, 400_000):
         events = many(n)
@@ -156,3 +186,15 @@ def test_one_dictionary_for_machines():
     found = doctor(load_dataset("ml-latest-small")).to_dict()
     assert json.loads(json.dumps(found)) == found
     assert all(set(finding) == {"name", "value", "text", "effect", "matters", "details"} for finding in found["findings"].values())
+
+
+def test_withheld_items_are_refused():
+    "Their histories have gaps: the place of a target is not their length, and every count of targets would be wrong"
+    parts = split(load_dataset("ml-latest-small"))
+    with pytest.raises(ValueError, match="the split before withhold_items"):
+        doctor(withhold_items(parts))
+
+
+def test_no_plots_are_loaded_before_one_is_drawn():
+    code = "import sys, itemlm.data.doctor; sys.exit(any(name.split('.')[0] in ('plotly', 'IPython') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -23,8 +23,18 @@ import pytest
 import torch
 from conftest import ROOT
 
-from itemlm import evaluate, fit, load_dataset, split, tiny
-from itemlm.explore import Explorer, explore
+from itemlm.data.datasets import load_dataset
+from itemlm.data.split import split
+from itemlm.evaluation.report import evaluate
+from itemlm.explain import because, effects, trace
+from itemlm.explore import explore, to_html
+from itemlm.explore.search import TitleIndex, title_index
+from itemlm.explore.views import MapView, UserView, WhatIfView
+from itemlm.explore.widgets import plotly_library
+from itemlm.models.item_lm import tiny
+from itemlm.serving import recommender as serving
+from itemlm.serving.recommender import load
+from itemlm.training.trainer import fit
 
 TOKEN = "explore-test"
 SHOTS = ROOT / "tmp/explore"
@@ -47,9 +57,7 @@ def place(tmp_path_factory):
         evaluate(rec, parts).save(folder / "runs" / name)
     torch.set_num_threads(threads)
     (folder / "nbs").mkdir()
-    source = ROOT / "nbs/explore.ipynb"
-    page = json.loads(source.read_text()) if source.exists() else {"cells": CELLS, "metadata": KERNEL, "nbformat": 4, "nbformat_minor": 5}
-    (folder / "nbs/explore.ipynb").write_text(json.dumps(page))
+    shutil.copy(ROOT / "nbs/explore.ipynb", folder / "nbs")
     return folder
 
 
@@ -154,7 +162,7 @@ def tab(page, name):
 
 
 LONELY = """() => {
-  const gd = document.querySelector('.js-plotly-plot'), l = gd._fullLayout, box = gd.getBoundingClientRect(), all = [];
+  const gd = document.querySelector('.itemlm-map .js-plotly-plot'), l = gd._fullLayout, box = gd.getBoundingClientRect(), all = [];
   for (const t of gd._fullData) if (t.visible === true) for (let i = 0; i < t.x.length; i++)
     all.push([l.xaxis.l2p(t.x[i]) + l.xaxis._offset, l.yaxis.l2p(t.y[i]) + l.yaxis._offset, t.text[i]]);
   const far = (p) => Math.min(...all.filter(q => q !== p).map(q => Math.hypot(p[0] - q[0], p[1] - q[1])));
@@ -207,7 +215,7 @@ def use_map(page, projection=False):
         says(page, ".itemlm-status", "in the background")
         label(page, "Find title").fill("toy story")  # the kernel goes on answering
         says(page, ".itemlm-found", "Toy Story")
-        until(lambda: page.evaluate(PLACES) != was, 120)
+        until(lambda: page.evaluate(PLACES) not in (was, ""), 120)
         until(lambda: not "".join(texts(page, ".itemlm-status")))
     page.wait_for_timeout(500)
     before = texts(page, ".itemlm-near h4.name")
@@ -220,7 +228,7 @@ def use_map(page, projection=False):
     assert texts(page, ".itemlm-near h4.name")[0].startswith(title[:60])
 
 
-PLACES = "() => Array.from(document.querySelector('.js-plotly-plot')._fullData[1].x.slice(0, 5)).join()"
+PLACES = "() => document.querySelector('.itemlm-map .js-plotly-plot')?._fullData?.[1].x.slice(0, 5).join() || ''"
 
 
 def use_users(page, expected):
@@ -230,7 +238,9 @@ def use_users(page, expected):
     label(page, "Find user").fill(expected["user"])
     said = says(page, ".itemlm-user", f"User {expected['user']},")
     assert expected["rank"] in said and expected["date"] in said and all(title in said for title in expected["titles"])
-    assert page.locator(".itemlm-user svg.line circle.target").count() == 1
+    points = until(lambda: page.locator(".itemlm-user .js-plotly-plot").evaluate("gd => gd._fullData?.map(t => [t.name, t.x.length])"))
+    assert points[-1] == ["hidden item", 1] and points[0][0] == "history"
+    assert page.locator(".itemlm-user .js-plotly-plot .legendtext").all_text_contents() == ["history", "hidden item"]
     drop = lists(page, "user", 1)
     assert drop == expected["drop"]
     press(page, "Keep them")
@@ -303,16 +313,17 @@ def use_work(page, expected):
     tab(page, "At work")
     label(page, "User").fill(expected["user"])
     label(page, "User").press("Enter")
-    drawn = lambda: "".join(page.locator(".itemlm-along svg").all_text_contents())
-    until(lambda: all(title[:20] in drawn() for title in expected["drop"]))
-    assert "rank of the hidden item" in drawn()
-    assert expected["rank"].split()[1] in page.locator(".itemlm-along svg text.target").all_text_contents()
+    drawn = lambda: page.locator(".itemlm-trace .js-plotly-plot text").all_text_contents()
+    until(lambda: all(title[:20] in "".join(drawn()) for title in expected["drop"]))
+    assert "rank of the hidden item" in "".join(drawn())
+    assert expected["rank"].split()[1] in drawn()
     heads = page.locator(".itemlm-looks [data-do=head]")
     for at in range(1, heads.count()):
         name = heads.nth(at).inner_text().strip()
         heads.nth(at).press("Enter")
         says(page, ".itemlm-looks", f"In {name}, the last step, {expected['last']}, looks most at:")
-    assert page.locator(".itemlm-looks svg.heat rect").count() > 5
+    heat = page.locator(".itemlm-looks .js-plotly-plot").nth(1)
+    assert until(lambda: heat.evaluate("gd => gd._fullData?.[0].z.flatMap(r => [...r]).filter(Number.isFinite).length")) > 5
     before = texts(page, ".itemlm-looks")
     press(page, "Random user")
     until(lambda: texts(page, ".itemlm-looks") != before)
@@ -322,15 +333,18 @@ def use_pair(page, expected):
     "This run beside its own beginning, then beside the other run: the same item in both."
     tab(page, "Side by side")
     says(page, ".itemlm-pair", expected["kept"])
+    plot = page.locator(".itemlm-map:visible .js-plotly-plot")
+    until(lambda: plot.count() == 1)
     label(page, "Find title").fill("star wars")
     says(page, ".itemlm-found", "Star Wars")
     page.locator(".itemlm-found:visible button").first.click()
     says(page, ".itemlm-pair", "of its 10 neighbours are the same")
     assert "Nearest in its beginning" in "".join(texts(page, ".itemlm-pair"))
-    marks = page.locator(".itemlm-explorer .js-plotly-plot:visible").evaluate("gd => gd._fullData.slice(-6).map(t => t.x.length)")
-    assert marks == [10, 10, 1] * 2
+    until(lambda: plot.evaluate("gd => gd._fullData.slice(-6).map(t => t.x.length)") == [10, 10, 1] * 2)
+    legend = plot.locator(".legendtext").all_text_contents()
+    assert all(name in legend for name in ("nearest to it", "nearest to it in the other", "picked"))
     label(page, "Colour by").select_option("neighbours kept")
-    until(lambda: page.locator(".itemlm-explorer .js-plotly-plot:visible").evaluate("gd => gd._fullData?.length") == 8)
+    until(lambda: plot.count() == 1 and plot.evaluate("gd => gd._fullData?.length") == 8)
     label(page, "Beside").select_option("other")
     says(page, ".itemlm-pair", "nearest in other")
     changed = lists(page, "pair", 0)[0]
@@ -341,20 +355,22 @@ def use_pair(page, expected):
 def use_runs(page):
     "The table sorted by its headings, and two runs compared."
     tab(page, "Runs")
-    page.wait_for_selector("table.runs")
-    rows = lambda: page.locator("table.runs tbody tr td:first-child").all_inner_texts()
+    page.wait_for_selector(".runs table")
+    rows = lambda: page.locator(".runs tbody tr td:first-child").all_inner_texts()
     assert sorted(rows()) == ["main", "other"]
-    page.locator("table.runs th button", has_text="epochs").click()
+    page.locator(".runs th button", has_text="epochs").click()
     until(lambda: rows() == ["other", "main"])
-    page.locator("table.runs th button", has_text="epochs").press("Enter")
+    page.locator(".runs th button", has_text="epochs").press("Enter")
     until(lambda: rows() == ["main", "other"])
     said = until(lambda: "Users won and lost" in (said := "".join(texts(page, ".itemlm-compare"))) and said)
-    assert "epochs" in said and "NDCG@10" in said.upper() and "main less other" in said
-    until(lambda: page.locator(".itemlm-explorer .js-plotly-plot:visible").count() == 2)
+    assert "epochs" in said and "NDCG@10" in said.upper() and "rank in main" in said
+    assert all(head in said for head in ("What was set", "Learning curves", "What came out", "Slices"))
+    until(lambda: page.locator(".itemlm-compare .js-plotly-plot:visible").count() == 2)
+    assert page.locator(".itemlm-compare th", has_text="main − other").count()
     label(page, "First").select_option("main")
     says(page, ".itemlm", "Choose two runs")
     label(page, "Second").select_option("other")
-    until(lambda: "other less main" in "".join(texts(page, ".itemlm-compare")))
+    until(lambda: page.locator(".itemlm-compare th", has_text="other − main").count())
 
 
 @pytest.fixture(scope="module")
@@ -363,23 +379,23 @@ def expected(place):
     explorer = explore(place / "runs/main")
     explorer.tabs.selected_index = 1
     view = explorer.built[1]
-    rec, cases = view.rec, view.cases
-    for row, user in enumerate(cases.users):
-        starts = sum(other.startswith(user) for other in cases.users)
-        lists = {seen: list(rec.titles(rec.topk(cases.histories.take([row]), 10, seen)[0][0])) for seen in ("drop", "keep")}
-        if starts == 1 and cases.targets[row] >= 0 and lists["drop"] != lists["keep"]:
+    rec, held = view.rec, view.held
+    for row, user in enumerate(held.users):
+        starts = sum(other.startswith(user) for other in held.users)
+        lists = {seen: list(rec.titles(rec.topk(held.histories.take([row]), 10, seen)[0][0])) for seen in ("drop", "keep")}
+        if starts == 1 and held.targets[row] >= 0 and lists["drop"] != lists["keep"]:
             break
     view.show(row)
     rank = html.unescape(re.search(r"stands at rank <b>([\d,]+)</b>", view.page.html)[1])
-    newest = list(rec.titles(rec.tokenizer.items[cases.histories[row][-3:] - rec.tokenizer.n_special]))
+    newest = list(rec.titles(rec.tokenizer.items[held.histories[row][-3:] - rec.tokenizer.n_special]))
     events = load_dataset("ml-latest-small")
     sequence = events.sequences.offsets[list(events.users).index(user) + 1] - 2  # the newest but the hidden one
-    slices = {name: cases.users[rows[0]] for name, rows in view.slices.items() if name != "everybody"}
+    slices = {name: held.users[rows[0]] for name, rows in view.slices.items() if name != "everybody"}
     slices["model most wrong"] = slices.pop("model most wrong")  # last
     worst = pd.read_parquet(place / "runs/main/per_user.parquet").query("part == 'test' and protocol == 'drop'")["rank"]
-    explorer.tabs.selected_index = list(explorer.views).index("Side by side")
+    explorer.tabs.selected_index = explorer.views.index("Side by side")
     return lists | {
-        "user": user, "rank": f"rank {rank} of", "titles": [*newest, rec.items["title"].iloc[cases.targets[row]]], "last": newest[-1],
+        "user": user, "rank": f"rank {rank} of", "titles": [*newest, rec.items["title"].iloc[held.targets[row]]], "last": newest[-1],
         "date": str(np.datetime64(int(events.times[sequence]), "s"))[:10], "slices": slices,
         "wrong": f"rank {worst[np.isfinite(worst)].max():,.0f} of",
         "kept": f"On average {explorer.built[4].pair.mean:.0%} of an item's 10 nearest items in this run",
@@ -402,7 +418,7 @@ def test_lab(browser, place, expected):
         use_runs(page)
         shot(page, "runs-light-1280")
         label(page, "Run").select_option("other")
-        says(page, ".itemlm-compare", "other less main")
+        until(lambda: page.locator(".itemlm-compare th", has_text="other − main").count())
         tab(page, "Map")
         page.wait_for_selector(".js-plotly-plot:visible")
         shutil.copytree(place / "runs/main", place / "runs/gone")
@@ -423,13 +439,13 @@ def test_lab(browser, place, expected):
 def test_error_states(place, tmp_path):
     "A run of another format, a damaged one, none at all: one sentence and a way on, without a page."
     assert "There is no run yet" in explore_in(tmp_path)
-    for name, change in (("newer", lambda text: text.replace('"format": 1', '"format": 99')), ("damaged", lambda text: text[:50])):
+    for name, change in (("newer", lambda text: text.replace('"format": 2', '"format": 99')), ("damaged", lambda text: text[:50])):
         shutil.copytree(place / "runs/main", tmp_path / "runs" / name)
         file = tmp_path / "runs" / name / "run.json"
         file.write_text(change(file.read_text()))
-    found = Explorer(tmp_path / "runs/newer")
+    found = explore(tmp_path / "runs/newer")
     assert "run format 99" in found.status.html and "Choose another run" in found.status.html
-    assert "cannot be opened" in Explorer(tmp_path / "runs/damaged").status.html
+    assert "cannot be opened" in explore(tmp_path / "runs/damaged").status.html
 
 
 def explore_in(folder):
@@ -437,6 +453,130 @@ def explore_in(folder):
     (folder / "settings.ini").write_text(SETTINGS.format(data=ROOT / "data"))
     code = "from itemlm.explore import explore; print(explore().status.html)"
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_titles_of_a_large_catalogue():
+    "A key costs what its hits cost: titles are lower-cased once, and a search stops at the last hit that is asked for."
+    n = 300_000
+    words = "red blue green dark small large old new last first".split()
+    titles = [f"{words[i % 10].title()} {words[i // 10 % 10]} film {i}" for i in range(n)]
+    items = pd.DataFrame({"title": titles, "count": np.arange(n)}, index=[f"i{i}" for i in range(n)])
+    index = TitleIndex.from_items(items)
+    assert index.find("film", 3).tolist() == [n - 1, n - 2, n - 3]  # the most popular first
+    assert index.find("FILM 299999").tolist() == [n - 1]
+    assert index.find("i77")[0] == 77 and index.find("no such film").tolist() == []
+    seen = []
+
+    class Counted(str):
+        def find(self, *args):
+            seen.append(args)
+            return str.find(self, *args)
+
+        def lower(self):
+            raise AssertionError("the whole text must not be made lower again")
+
+    counted = TitleIndex(ids=index.ids, text=Counted(index.text), starts=index.starts, columns=index.columns)
+    assert counted.find("film red", 5).tolist() == [i for i in range(n - 1, 0, -1) if "red" in titles[i].lower()][:5]
+    assert len(seen) < 50  # of 300,000 lines
+
+
+def test_one_title_index_for_all_views(place, monkeypatch):
+    "Every field that searches uses the same prepared index."
+    rec, made = load(place / "runs/other"), []
+    build = TitleIndex.from_items.__func__
+    monkeypatch.setattr(TitleIndex, "from_items", classmethod(lambda cls, items: made.append(1) or build(cls, items)))
+    for view in (MapView(rec), WhatIfView(rec)):
+        for text in ("toy", "toy story", "star"):
+            view.find.value = text
+        assert "Star Wars" in view.found.html
+    assert len(made) == 1 and title_index(rec) is title_index(rec)
+
+
+def test_explain_in_bounded_memory(place, monkeypatch):
+    "However long the history, no more scores are made at once than the budget allows."
+    rec = load(place / "runs/other")
+    history = rec.tokenizer.items[:60].tolist()
+    whole = effects(rec, history, history[:3]), trace(rec, history, items=history[:3], seen="keep"), because(rec, history)
+    asked, scores = [], rec.model.scores
+    monkeypatch.setattr(rec.model, "scores", lambda histories: asked.append(len(histories)) or scores(histories))
+    monkeypatch.setattr(serving, "memory_budget", lambda *device: 4 * rec.n_items)
+    few = effects(rec, history, history[:3]), trace(rec, history, items=history[:3], seen="keep"), because(rec, history)
+    assert max(asked) <= 4 and sum(asked) > 80
+    np.testing.assert_allclose(few[0], whole[0], atol=1e-4)
+    assert few[1]["rank"].tolist() == whole[1]["rank"].tolist() and few[2]["because"].tolist() == whole[2]["because"].tolist()
+
+
+ASIDE = """
+import sys, warnings
+import numpy, torch, pandas
+state = lambda: (torch.get_num_threads(), torch.get_rng_state().tolist(), list(sys.path), sys.excepthook, list(warnings.filters))
+before = state()
+from itemlm.explore import explore, to_html
+from itemlm.explore.widgets import Page
+from itemlm.explore.pages import Sheet
+from itemlm.show import figure
+Page(Sheet(figure().add_scatter(y=[1])))
+print(before[:4] == state()[:4], [name for name, module in sys.modules.items() if module is None], "nbformat" in sys.modules)
+"""
+
+
+def test_explore_changes_nothing_global():
+    "Importing it and drawing a figure: no module is blocked, and the seconds-long import of jsonschema is not needed."
+    done = subprocess.run([sys.executable, "-c", ASIDE], capture_output=True, text=True)
+    assert done.stdout.strip() == "True [] False", done.stdout + done.stderr
+
+
+def test_random_numbers_go_on(place):
+    "Looking at a run draws no random number of the notebook's."
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    explorer = explore(place / "runs/main")
+    for tab in range(len(explorer.views)):
+        explorer.tabs.selected_index = tab
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_plotly_is_sent_once(place):
+    "Pages hold figures as JSON; the library is one widget, whatever is drawn."
+    rec = load(place / "runs/main")
+    view, library = MapView(rec), plotly_library()
+    view.by.value = "year"
+    users = UserView(rec)
+    assert plotly_library() is library and len(library._esm) > 1_000_000
+    sizes = [len(page._esm) + sum(map(len, page.content["figures"])) for page in (view.page, users.page)]
+    assert max(sizes) < 1_000_000
+
+
+def test_pages_follow_their_window(browser, place, tmp_path):
+    "Static pages without network: every figure is drawn, as wide as its page at any width, its legend beside the points."
+    pages = to_html(place / "runs/main", tmp_path, beside=place / "runs/other")
+    page, problems = browser.new_page(viewport={"width": 1280, "height": 900}), []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or problems.append(request.url))
+    for path in pages:
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.goto(path.as_uri())
+        figures = len(re.findall("plotly-graph-div", path.read_text()))
+        until(lambda: page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].filter(g => g._fullLayout).length") == figures)
+        for width in (1280, 700):
+            page.set_viewport_size({"width": width, "height": 900})
+            until(lambda: page.evaluate(FIT))
+        assert page.evaluate(LEGENDS) == [], path
+        page.screenshot(path=SHOTS.mkdir(parents=True, exist_ok=True) or SHOTS / f"static-{path.stem}.png", full_page=True)
+    page.close()
+    assert not problems
+
+
+FIT = """() => [...document.querySelectorAll('.js-plotly-plot')].every(g => Math.abs(g._fullLayout.width - g.parentElement.clientWidth) < 3
+  && g.getBoundingClientRect().right <= innerWidth + 1)"""
+LEGENDS = """() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(g => {
+  const legend = g.querySelector('.legend'), size = g._fullLayout._size, box = g.getBoundingClientRect();
+  if (!legend?.querySelector('.traces')) return [];
+  const it = legend.getBoundingClientRect(), top = box.top + size.t, bottom = box.bottom - size.b;
+  const covers = it.top < bottom - 2 && it.bottom > top + 2, outside = it.bottom > box.bottom + 2 || it.top < box.top - 2;
+  return covers || outside ? [[g._fullData[0].name, it.top, it.bottom, top, bottom]] : [];
+})"""  # figures whose legend covers points, or is cut off
 
 
 @pytest.mark.slow

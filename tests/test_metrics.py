@@ -9,34 +9,27 @@ import pytest
 import torch
 from ir_measures import AP, RR, P, R, Success, nDCG
 
-from itemlm.events import Ragged, load_dataset
-from itemlm.metrics import (
-    Ranks,
-    average_precision,
-    bootstrap_interval,
-    calibration,
-    holm,
-    intra_list_diversity,
-    mrr,
-    ndcg,
-    paired_difference,
-    precision,
-    recall,
-    target_ranks,
-)
-from itemlm.split import split
-from itemlm.training import fit, tiny
+from itemlm.core import Ragged
+from itemlm.data.datasets import load_dataset
+from itemlm.data.split import split
+from itemlm.metrics.lists import calibration, intra_list_diversity
+from itemlm.metrics.ranks import Ranks, average_precision, mrr, ndcg, precision, recall, target_ranks
+from itemlm.metrics.statistics import bootstrap_interval, holm, paired_difference
+from itemlm.models.item_lm import tiny
+from itemlm.training.trainer import fit
 
 
 @pytest.fixture
 def peak_mb():
     "Measures the memory numpy allocates while a function runs."
+
     def measure(function) -> float:
         tracemalloc.start()
         function()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak / 1e6
+
     return measure
 
 
@@ -50,7 +43,7 @@ def batch(n_users: int, n_items: int) -> tuple[torch.Tensor, np.ndarray, Ragged]
 
 def test_no_second_table_of_scores(peak_mb):
     scores, targets, seen = batch(200, 50_000)
-    assert peak_mb(lambda: target_ranks(scores, targets, seen)) < .3 * scores.nbytes / 1e6  # one mask: a byte a score
+    assert peak_mb(lambda: target_ranks(scores, targets, seen)) < 0.3 * scores.nbytes / 1e6  # one mask: a byte a score
 
 
 @pytest.mark.parametrize("n_users", [1, 1000, 22_363, 300_000])
@@ -102,7 +95,7 @@ def assert_agree(scores: np.ndarray, targets: np.ndarray, seen: list):
 def test_metrics_agree_with_ir_measures_on_random_rankings():
     rng = np.random.default_rng(0)
     scores = rng.permuted(np.tile(np.arange(400, dtype=np.float32), (100, 1)), axis=1)  # no ties
-    targets = np.where(rng.random(100) < .5, scores.argsort(1)[:, -rng.integers(1, 30)], rng.integers(0, 400, 100))  # half near the top
+    targets = np.where(rng.random(100) < 0.5, scores.argsort(1)[:, -rng.integers(1, 30)], rng.integers(0, 400, 100))  # half near the top
     seen = [rng.choice(400, n).tolist() for n in rng.integers(0, 50, 100)]  # some of them hold the target
     assert_agree(scores, targets, seen)
 
@@ -119,18 +112,22 @@ def test_metrics_agree_with_ir_measures_on_real_rankings():
 
 
 def test_ties_are_the_mean_of_ir_measures_over_every_order():
-    scores, target = np.array([.9, .5, .5, .5, .5, .1]), 2
+    scores, target = np.array([0.9, 0.5, 0.5, 0.5, 0.5, 0.1]), 2
     ranks = target_ranks(torch.as_tensor(scores)[None], [target])
-    orders = np.array([scores - .01 * np.append(np.append(0, order), 0) for order in permutations(range(4))])
+    orders = np.array([scores - 0.01 * np.append(np.append(0, order), 0) for order in permutations(range(4))])
     for measure, values in theirs(orders, np.full(len(orders), target), [set()] * len(orders)).items():
         np.testing.assert_allclose(dict(PAIRS)[measure](ranks), values.mean(), atol=1e-6, err_msg=str(measure))
 
 
 # Statistics
-@pytest.mark.parametrize("draw", [
-    lambda rng: rng.normal(size=200),
-    lambda rng: ndcg(Ranks(greater=rng.geometric(.1, 300) - 1, ties=np.zeros(300, int)), 10),
-], ids=["continuous", "ndcg@10"])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng: rng.normal(size=200),
+        lambda rng: ndcg(Ranks(greater=rng.geometric(0.1, 300) - 1, ties=np.zeros(300, int)), 10),
+    ],
+    ids=["continuous", "ndcg@10"],
+)
 def test_p_values_are_uniform_where_there_is_no_difference(draw):
     rng, n = np.random.default_rng(0), 400
     p = np.sort([paired_difference(draw(rng), draw(rng), resamples=999).p for _ in range(n)])
@@ -140,8 +137,8 @@ def test_p_values_are_uniform_where_there_is_no_difference(draw):
 
 def test_rare_hits_are_not_called_a_difference_too_often():
     rng, n = np.random.default_rng(1), 400
-    p = np.array([paired_difference(rng.random(500) < .02, rng.random(500) < .02, resamples=999).p for _ in range(n)])
-    for level in (.01, .05, .2):
+    p = np.array([paired_difference(rng.random(500) < 0.02, rng.random(500) < 0.02, resamples=999).p for _ in range(n)])
+    for level in (0.01, 0.05, 0.2):
         assert (p <= level).mean() <= level + 2.6 * np.sqrt(level * (1 - level) / n)
 
 
@@ -149,24 +146,33 @@ def test_a_p_value_is_never_zero_and_depends_on_no_order():
     rng = np.random.default_rng(0)
     a = rng.random(500)
     sure = paired_difference(a + 1, a)
-    assert sure.p == 1 / 10_001 and sure.lo > .99
+    assert sure.p == 1 / 10_001 and sure.lo > 0.99
     b, order = rng.random(500), rng.permutation(500)
     once, again = paired_difference(a, b), paired_difference(a[order], b[order])
     assert once.p == again.p and np.allclose([once.lo, once.hi, once.mean], [again.lo, again.hi, again.mean], rtol=1e-12)
 
 
+def test_the_interval_is_that_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    for values in (ndcg(Ranks(greater=rng.geometric(0.05, 300) - 1, ties=np.zeros(300, int)), 10), rng.exponential(size=400)):
+        theirs = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=0).confidence_interval
+        ours = bootstrap_interval(values, resamples=4000)
+        np.testing.assert_allclose(ours, theirs, atol=0.06 * (theirs.high - theirs.low))
+
+
 def test_the_interval_of_a_difference_covers_the_truth():
     rng = np.random.default_rng(0)
-    found = [paired_difference(rng.exponential(size=150) + .3, rng.exponential(size=150), resamples=500) for _ in range(300)]
-    assert .91 < np.mean([f.lo <= .3 <= f.hi for f in found]) < .985
+    found = [paired_difference(rng.exponential(size=150) + 0.3, rng.exponential(size=150), resamples=500) for _ in range(300)]
+    assert 0.91 < np.mean([f.lo <= 0.3 <= f.hi for f in found]) < 0.985
 
 
 def test_holm_on_a_textbook_example():
     "The fifteen p-values of Benjamini and Hochberg (1995): three of them stand."
-    p = np.array([.0001, .0004, .0019, .0095, .0201, .0278, .0298, .0344, .0459, .3240, .4262, .5719, .6528, .7590, 1.])
+    p = np.array([0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0])
     adjusted = holm(p)
-    np.testing.assert_allclose(adjusted[:5], [.0015, .0056, .0247, .1140, .2211], atol=1e-12)
-    assert (adjusted < .05).sum() == 3 and (np.diff(adjusted) >= 0).all() and adjusted[-1] == 1
+    np.testing.assert_allclose(adjusted[:5], [0.0015, 0.0056, 0.0247, 0.1140, 0.2211], atol=1e-12)
+    assert (adjusted < 0.05).sum() == 3 and (np.diff(adjusted) >= 0).all() and adjusted[-1] == 1
     order = np.random.default_rng(0).permutation(15)
     np.testing.assert_array_equal(holm(p[order]), adjusted[order])
 

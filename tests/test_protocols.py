@@ -1,28 +1,28 @@
 """One recommender under many protocols: each row of the table against a slow way to count it, one user at a time."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from itemlm.baselines import fit_popularity
-from itemlm.events import Ragged, read_events
-from itemlm.protocols import leaked, protocols, sample_candidates
-from itemlm.recommend import Recommender
-from itemlm.split import shuffle_ties, split
-from itemlm.tokenizer import ItemTokenizer
+from itemlm.core import Ragged
+from itemlm.data.events import read_events
+from itemlm.data.split import shuffle_ties, split
+from itemlm.data.tokenizer import ItemTokenizer
+from itemlm.evaluation.protocols import leaked, protocols, sample_candidates
+from itemlm.models.base import SequenceModel
+from itemlm.models.counting import popularity
+from itemlm.serving.recommender import Recommender
+from itemlm.training.trainer import fit
 
 AXES = ["targets", "data_ties", "candidates", "seen", "score_ties", "leaked"]
 
 
-class Fake(torch.nn.Module):
+class Fake(SequenceModel):
     "Scores that depend on the last item, with many ties; it says that it reads four items."
 
     def __init__(self, n_items):
-        super().__init__()
-        self.config = SimpleNamespace(n_items=n_items, max_len=4)
+        super().__init__(self.Config(n_items=n_items, max_len=4))
         self.table = torch.randint(0, 6, (n_items, n_items), generator=torch.Generator().manual_seed(0)).float()
 
     def scores(self, sequences):
@@ -58,7 +58,9 @@ def one_at_a_time(rec, parts, part, seen, ties) -> list[float]:
         out = {"drop": set(known), "keep": set(), "window": set(known[-4:])}[seen]
         target = int(rec.tokenizer.encode([ids[target]])[0])
         others = [scores[t - 8] for t in range(8, 8 + rec.n_items) if t not in out and t != target]
-        if target < 8 or target in out: hits.append(0.0); continue  # noqa: E702
+        if target < 8 or target in out:
+            hits.append(0.0)
+            continue  # noqa: E702
         above, equal = (np.array(others) > scores[target - 8]).sum(), (np.array(others) == scores[target - 8]).sum()
         places = {"optimistic": [above], "pessimistic": [above + equal], "averaged": list(range(above, above + equal + 1))}[ties]
         hits.append(np.mean([place < 10 for place in places]))
@@ -77,8 +79,10 @@ def test_full_ranking(rec, parts, table, seen, ties):
 def test_leaked_questions_left_out_and_kept(rec, parts, table, targets, data_ties):
     other = split(parts.events if targets == "global_time" else shuffle_ties(parts.events, 1), targets)
     hits, trained = one_at_a_time(rec, other, other.test, "drop", "averaged"), dict(zip(parts.train_users, parts.train))
-    known = [list(trained[user]).count(target) > list(history).count(target)
-             for user, history, target in zip(other.test.users, other.test.histories, other.test.targets)]
+    known = [
+        list(trained[user]).count(target) > list(history).count(target)
+        for user, history, target in zip(other.test.users, other.test.histories, other.test.targets)
+    ]
     assert 0 < sum(known) < len(known) and list(leaked(parts, other.test)) == known
     kept, left_out = (table.loc[(targets, data_ties, "all", "drop", "averaged", how)] for how in ("kept", "left out"))
     assert kept["recall@10"] == pytest.approx(np.mean(hits)) and kept["leaked_questions"] == sum(known)
@@ -98,7 +102,7 @@ def test_first_row_on_the_same_users(rec, parts, table):
 
 def test_sampled_is_labelled_and_as_good_as_expected(parts):
     "Constant scores among n candidates and the target: ten of n + 1."
-    silent = fit_popularity(parts)
+    silent = fit(parts, popularity(), verbose=False)
     silent.model.counts.zero_()
     found = protocols(silent, parts, negatives=14).table
     sampled = found[found.candidates != "all"]
@@ -123,7 +127,7 @@ def test_batch_size_changes_no_candidate_and_no_number(rec, parts):
 
 def test_a_user_is_drawn_once_however_many_targets(parts):
     three = split(parts.events, "last_n", n=3)
-    rec = fit_popularity(three)
+    rec = fit(three, popularity(), verbose=False)
     found = protocols(rec, three).table.iloc[0]
     ranks = rec.rank_part(three, "test", seen=("drop",))["drop"]
     hits = pd.Series((ranks.greater < 10) * np.clip((10 - ranks.greater) / (ranks.ties + 1), 0, 1), index=three.test.users)

@@ -1,17 +1,24 @@
-"""The run ledger on real runs: finished, damaged, unfinished, deleted, newer, of other data; and its table in a real browser."""
+"""The run ledger on real runs: finished, damaged, unfinished, deleted, newer, evaluated too early; and its table in a real browser."""
 
 import json
+import os
 import shutil
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from itemlm import evaluate, fit, fit_popularity, load, load_dataset, ndcg, split, tiny
-from itemlm.metrics import target_ranks
-from itemlm.run import compare_runs, list_runs, read_run, runs_html
+from itemlm.data.datasets import load_dataset
+from itemlm.data.split import split
+from itemlm.evaluation.report import evaluate
+from itemlm.models.counting import popularity
+from itemlm.models.item_lm import tiny
+from itemlm.runs.folder import FORMAT
+from itemlm.runs.ledger import STATES, list_runs, read_run, runs_table
+from itemlm.serving.recommender import load
+from itemlm.training.trainer import fit
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +34,7 @@ def trained(parts, tmp_path_factory):
     for name, seed, epochs in (("first", 0, 1), ("second", 1, 2)):
         rec = fit(parts, tiny(seed=seed, epochs=epochs), out_dir=folder / name, device="cpu", verbose=False)
         evaluate(rec, parts, seed=seed).save(folder / name, params={"preset": "tiny", "seed": seed})
-    popular = fit_popularity(parts)
+    popular = fit(parts, popularity(), device="cpu", verbose=False)
     popular.save(folder / "popularity")
     evaluate(popular, parts).save(folder / "popularity")
     torch.set_num_threads(threads)
@@ -38,11 +45,6 @@ def trained(parts, tmp_path_factory):
 def runs(trained, tmp_path):
     "A copy of the runs to do harm to."
     return shutil.copytree(trained, tmp_path / "runs")
-
-
-@pytest.fixture(scope="session")
-def both(trained):
-    return compare_runs(trained / "first", trained / "second")
 
 
 # ---- the list
@@ -75,13 +77,14 @@ def test_newest_first_and_studies_one_level_down(runs):
 
 def test_no_folder_is_no_run(tmp_path):
     table = list_runs(tmp_path / "nowhere")
-    assert len(table) == 0 and len(table.query("state == 'finished'")) == 0 and "no run here yet" in runs_html(table)
+    assert len(table) == 0 and len(table.query("state == 'finished'")) == 0 and "no run here yet" in runs_table(table)
 
 
 def cut(name, keep=0.5):
     def harm(folder):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[: int(len(data) * keep)])
+
     return harm
 
 
@@ -101,7 +104,7 @@ HARM = {
     "run.json a list": (write("run.json", "[1, 2]"), "damaged", "run.json holds no object but list"),
     "run.json of something else": (write("run.json", '{"name": "experiment"}'), "no run", "no run.json of itemlm"),
     "odd types in run.json": (change(identity=5), "damaged", "not as itemlm writes it"),
-    "odd seed": (change(identity={"params": {"seed": {}}}), "damaged", "not as itemlm writes it"),
+    "odd seed": (change(identity={"fit": {"seed": {}}}), "damaged", "not as itemlm writes it"),
     "metrics cut short": (cut("metrics.json"), "damaged", "metrics.json is damaged"),
     "metrics without results": (write("metrics.json", '{"results": [{}]}'), "damaged", "KeyError"),
     "log cut short": (lambda f: (f / "log.jsonl").write_text('{"epoch": 1.0, "st'), "damaged", "log.jsonl is damaged"),
@@ -111,6 +114,12 @@ HARM = {
     "tokenizer missing": (lambda f: (f / "tokenizer.json").unlink(), "damaged", "tokenizer.json missing"),
     "weights missing": (lambda f: (f / "model.safetensors").unlink(), "damaged", "model.safetensors missing"),
     "emptied": (lambda f: [path.unlink() for path in f.iterdir()], "no run", "no run.json"),
+    "older format": (change(format=1, versions={"itemlm": "0.1.0"}), "another format", f"run format 1, this itemlm reads {FORMAT}"),
+    "format of something else": (change(format="csv", versions=5), "damaged", "not as itemlm writes it"),
+    "deeply nested": (write("metrics.json", "[" * 100_000), "damaged", "metrics.json|RecursionError"),
+    "log of lists": (write("log.jsonl", "[1]\n"), "damaged", "not as itemlm writes it"),
+    "endless number": (change(identity={"fit": {"seed": 10**400}}), "damaged", "OverflowError"),
+    "a folder for a file": (lambda f: ((f / "log.jsonl").unlink(), (f / "log.jsonl").mkdir()), "damaged", "IsADirectoryError"),
     "newer format": (change(format=99, versions={"itemlm": "7.1"}), "another format", "run format 99.*version that wrote it, 7.1"),
 }
 
@@ -123,17 +132,14 @@ def test_harm_is_a_row_that_says_so(runs, what):
     row = table.loc["second"]
     assert row.state == state and not row.usable and pd.Series([row.reason]).str.contains(reason).all(), row.reason
     assert "\n" not in row.reason and (table.drop("second").state == "finished").all()
-    assert state in runs_html(list_runs(runs))
-    with pytest.raises(ValueError, match=rf"second cannot be compared \({state}\)"):
-        compare_runs(runs / "first", runs / "second")
+    assert state in runs_table(list_runs(runs))
 
 
 def test_deleted_run(runs):
     shutil.rmtree(runs / "second")
     assert set(list_runs(runs).run) == {"first", "popularity"}
-    with pytest.raises(ValueError, match="second cannot be compared .no run.*deleted or renamed"):
-        compare_runs(runs / "first", runs / "second")
-    assert read_run(runs / "second").state == "no run"
+    gone = read_run(runs / "second")
+    assert gone.state == "no run" and "deleted or renamed" in gone.reason
 
 
 def test_unfinished_run(parts, runs):
@@ -142,148 +148,96 @@ def test_unfinished_run(parts, runs):
     row = list_runs(runs).set_index("run").loc["going"]
     assert row.state == "in training" and row.usable and "of 500; if it was stopped, the same command goes on" in row.reason
     assert np.isnan(row["ndcg@10"]) and row.valid == max(line["ndcg@10"] for line in rec.log)
-    found = compare_runs(runs / "first", runs / "going")
-    assert "going has no test figures (in training" in found.refused and found.parameters.loc["epochs"].tolist() == [1, 500]
-    assert {trace.name for trace in found.curves.data} >= {"first", "going"} and found.ranks is None and not len(found.metrics)
-    evaluate(rec, parts).save(runs / "going")  # the clock ended it; its figures are figures
-    assert compare_runs(runs / "first", runs / "going").refused == ""
+    report = evaluate(rec, parts)
+    report.save(runs / "going")  # the clock ended it; its figures are figures
+    assert list_runs(runs).set_index("run").loc["going", "ndcg@10"] == report.metric("ndcg@10")["mean"]
 
 
 def test_names_are_shown_as_text(runs):
     (runs / "first").rename(runs / "<b>bold<b>")
-    page = runs_html(list_runs(runs)) + compare_runs(runs / "<b>bold<b>", runs / "second")._repr_html_()
+    page = runs_table(list_runs(runs))
     assert "<b>bold" not in page and "&lt;b&gt;bold" in page
 
 
-# ---- two runs
+# ---- figures belong to weights
 
 
-def test_settings_that_differ(both, trained, runs):
-    assert both.names == ("first", "second") and set(both.parameters.index) == {"seed", "epochs"}
-    assert both.parameters.loc["epochs"].tolist() == [1, 2]
-    stated = {"dataset": "ml-latest-small", "model": "item_lm", "preset": "tiny", "protocol": "leave_one_out", "seed": 0}
-    record = json.loads((runs / "first/run.json").read_text())
-    (runs / "first/run.json").write_text(json.dumps(record | {"identity": record["identity"] | {"params": stated}}))
-    assert set(compare_runs(runs / "first", runs / "second").parameters.index) == {"seed", "epochs"}  # the other states no more
-    (runs / "second/run.json").write_text(json.dumps(record | {"identity": record["identity"] | {"params": stated | {"preset": "small"}}}))
-    assert set(compare_runs(runs / "first", runs / "second").parameters.index) == {"preset"}
-    other = compare_runs(trained / "first", trained / "popularity")
-    assert other.parameters.loc["class"].tolist() == ["itemlm.model:ItemLM", "itemlm.baselines:Popularity"]
+def test_evaluated_half_way(parts, runs):
+    "A report from before the run went on is not shown as the finished run's"
+    folder, config = runs / "slow", tiny(epochs=2)
+    half = fit(parts, config, out_dir=folder, device="cpu", max_minutes=1e-9, verbose=False)
+    evaluate(half, parts).save(folder, seconds={"fit": half.log[-1]["seconds"]})
+    early = list_runs(runs).set_index("run").loc["slow"]
+    assert early.state == "in training" and early["ndcg@10"] > 0
+    rec = fit(parts, config, out_dir=folder, device="cpu", verbose=False)
+    late = list_runs(runs).set_index("run").loc["slow"]
+    assert late.state == "finished" and late.usable and np.isnan(late["ndcg@10"]) and "evaluate it again" in late.reason
+    assert late.reason in runs_table(list_runs(runs))
+    evaluate(rec, parts).save(folder, seconds={"fit": rec.log[-1]["seconds"]})
+    assert list_runs(runs).set_index("run").loc["slow", ["reason", "ndcg@10"]].tolist() == [
+        "",
+        evaluate(rec, parts).metric("ndcg@10")["mean"],
+    ]
 
 
-def test_curves(both, trained):
-    by_name = {trace.name: trace for trace in both.curves.data}
-    log = [json.loads(line) for line in (trained / "second/log.jsonl").read_text().splitlines()]
-    assert list(by_name["second"].y) == [row["ndcg@10"] for row in log]
-    assert list(by_name["second: loss"].y) == [row["loss"] for row in log]
-    assert by_name["first"].line.color != by_name["second"].line.color
+def test_another_model_saved_over_a_run(runs):
+    load(runs / "popularity", "cpu").save(runs / "second")
+    row = list_runs(runs).set_index("run").loc["second"]
+    assert np.isnan(row["ndcg@10"]) and "metrics.json is of" in row.reason and "ItemLM" in row.reason and "Popularity" in row.reason
 
 
-def test_users_from_scratch(both, trained, parts):
-    "Ranks, wins and the difference, computed anew from the models."
-    ranks = {}
-    for name in ("first", "second"):
-        rec = load(trained / name, "cpu")
-        histories, targets = rec.part_columns(parts, parts.test)
-        seen = replace(histories, values=histories.values - rec.tokenizer.n_special)
-        ranks[name] = target_ranks(rec.scores(histories), targets, seen)
-    a, b = ranks["first"].rank, ranks["second"].rank
-    users = both.users.droplevel("target").loc[parts.test.users]
-    np.testing.assert_array_equal(users["first"], a)
-    np.testing.assert_array_equal(users["second"], b)
-    assert both.top10 == {"both": ((a <= 10) & (b <= 10)).sum(), "won": ((a > 10) & (b <= 10)).sum(),
-                          "lost": ((a <= 10) & (b > 10)).sum(), "neither": ((a > 10) & (b > 10)).sum()}  # fmt: skip
-    assert both.users["gain"].iloc[0] == np.log2(a / b).max() and both.users["gain"].iloc[-1] == np.log2(a / b).min()
-    gap = ndcg(ranks["second"], 10) - ndcg(ranks["first"], 10)
-    row = both.metrics.loc[("drop", "ndcg@10")]
-    assert row["difference", "mean"] == pytest.approx(gap.mean(), abs=1e-12)
-    half = 1.96 * gap.std() / np.sqrt(len(gap))  # the normal interval, which the bootstrap's must be near
-    assert row["difference", "hi"] - row["difference", "mean"] == pytest.approx(half, rel=0.25)
-    assert (row["difference", "p"] < 0.05) == (abs(gap.mean()) > half) or abs(abs(gap.mean()) - half) < 0.2 * half
+# ---- whatever lies there
 
 
-def test_map_counts_every_user(both, parts):
-    counts = [[int(n or 0) for n in row] for row in both.ranks.data[0].text]
-    assert np.sum(counts) == len(parts.test)
-    x, y = (both.users[name] for name in ("first", "second"))
-    column = list(both.ranks.layout.xaxis.ticktext).index("6–10")
-    row = list(both.ranks.layout.yaxis.ticktext).index("21–50")
-    assert counts[row][column] == ((x > 5) & (x <= 10) & (y > 20) & (y <= 50)).sum()
+@pytest.mark.parametrize("seed", range(20))
+def test_any_bytes_in_any_file(runs, seed):
+    "The list goes on, whatever a file was overwritten with"
+    rng = np.random.default_rng(seed)
+    for path in sorted((runs / "second").glob("[!.]*")):
+        data = bytearray(path.read_bytes())
+        for place in rng.integers(0, len(data), 3):
+            data[place] = rng.integers(256)
+        path.write_bytes(data[: rng.integers(1, len(data) + 1)])
+    table = list_runs(runs).set_index("run")
+    assert table.loc["second"].state in STATES and (table.drop("second").state == "finished").all()
+    assert "second" in runs_table(list_runs(runs))
 
 
-def test_turned_round(both, trained):
-    back = compare_runs(trained / "second", trained / "first")
-    assert (back.top10["won"], back.top10["lost"]) == (both.top10["lost"], both.top10["won"])
-    mine, theirs = both.metrics["difference"], back.metrics["difference"]
-    np.testing.assert_allclose(theirs["mean"].dropna(), -mine["mean"].dropna(), atol=1e-12)
-    np.testing.assert_allclose(theirs["p"].dropna(), mine["p"].dropna())
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read(runs):
+    (runs / "second").chmod(0)
+    try:
+        assert list_runs(runs).set_index("run").loc["second"].state == "damaged"
+    finally:
+        (runs / "second").chmod(0o755)
 
 
-def test_slices_add_up(both, parts):
-    known = both.slices.loc["items known"]
-    assert known["users", ""].sum() == parts.test.n_users
-    whole = both.metrics.loc[("drop", "ndcg@10")]
-    for name in (*both.names, "difference"):
-        assert (known[name, "mean"] * known["users", ""]).sum() / parts.test.n_users == pytest.approx(whole[name, "mean"], abs=1e-9)
-    assert "target's count in training" in both.slices.index.unique("slice")
+def test_a_disk_that_fails(runs, monkeypatch):
+    "An error of the system is a state of the run, not of the list"
+    exists = Path.exists
+
+    def failing(path: Path) -> bool:
+        if path.parent.name == "second":
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", failing)
+    table = list_runs(runs).set_index("run")
+    assert table.loc["second"].state == "damaged" and "Permission denied" in table.loc["second"].reason
+    assert (table.drop("second").state == "finished").all()
 
 
-def test_reports_without_slices(runs):
-    for name in ("first", "second"):
-        path = runs / name / "metrics.json"
-        path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "slices"}))
-    assert compare_runs(runs / "first", runs / "second").slices.index.unique("slice").tolist() == ["items known"]
+# ---- the table on a page
 
 
-def test_several_targets_a_user(tmp_path):
-    last = split(load_dataset("ml-latest-small"), "last_n", n=2)
-    popular = fit_popularity(last)
-    for name in ("a", "b"):
-        popular.save(tmp_path / name)
-        evaluate(popular, last).save(tmp_path / name)
-    same = compare_runs(tmp_path / "a", tmp_path / "b")
-    assert same.refused == "" and len(same.users) == len(last.test) > last.test.n_users
-    assert same.top10["won"] == same.top10["lost"] == 0 and same.metrics.loc[("drop", "ndcg@10")]["difference", "p"] == 1
-    assert same.slices.loc["items known"]["users", ""].sum() == last.test.n_users and "Nothing differs" in same.tables()
-
-
-def test_other_data_and_other_protocol(runs):
-    for name, events, how in (("ten-core", load_dataset("ml-latest-small", k_core=10), "leave_one_out"),
-                              ("by-time", load_dataset("ml-latest-small"), "global_time")):  # fmt: skip
-        there = split(events, how)
-        popular = fit_popularity(there)
-        popular.save(runs / name)
-        evaluate(popular, there).save(runs / name)
-    for other, why in (("ten-core", "different data"), ("by-time", "'global_time' in by-time")):
-        found = compare_runs(runs / "first", runs / other)
-        assert why in found.refused and "\n" not in found.refused and found.curves is not None and len(found.parameters)
-        assert not len(found.users) and not len(found.metrics) and not len(found.slices) and found.ranks is None
-        page = found._repr_html_()
-        assert "Not compared." in page and "Learning curves" in page and "Users won and lost" not in page
-
-
-def test_other_user_ids(runs):
-    path = runs / "second/per_user.parquet"
-    table = pd.read_parquet(path)
-    table.assign(user="u" + table["user"]).to_parquet(path)
-    assert "other ids" in compare_runs(runs / "first", runs / "second").refused
-
-
-def test_same_run_and_same_name(runs):
-    with pytest.raises(ValueError, match="the same run: choose two"):
-        compare_runs(runs / "first", runs / "." / "first")
-    shutil.copytree(runs / "second", runs / "study/first")
-    assert compare_runs(runs / "first", runs / "study/first").names == ("runs/first", "study/first")
-
-
-def test_page_in_a_browser(runs, both, browser):
-    "Headings sort the table, missing figures last; the comparison's frames hold figures' pages."
+def test_page_in_a_browser(runs, browser):
+    "Headings sort the table, by the keyboard too, missing figures last"
     shutil.copytree(runs / "first", runs / "begun")
     (runs / "begun/metrics.json").unlink()
     page = browser.new_page()
-    page.set_content(f"<div id=here></div>{both.tables()}")
-    page.evaluate("html => document.getElementById('here').innerHTML = html", str(runs_html(list_runs(runs))))  # as a widget would
-    column = lambda n: page.locator(f"table.runs tbody td:nth-child({n})").all_inner_texts()  # noqa: E731
+    page.set_content("<div id=here></div>")
+    page.evaluate("html => document.getElementById('here').innerHTML = html", str(runs_table(list_runs(runs))))  # as a widget would
+    column = lambda n: page.locator(f".runs tbody td:nth-child({n})").all_inner_texts()
     page.get_by_role("button", name="run", exact=True).click()
     assert column(1) == sorted(column(1)) and len(column(1)) == 4
     best = list_runs(runs).set_index("run")["ndcg@10"].drop("begun").sort_values().index.tolist()
@@ -292,6 +246,27 @@ def test_page_in_a_browser(runs, both, browser):
     assert column(1) == [*best, "begun"]
     button.click()
     assert column(1) == [*best[::-1], "begun"]
-    assert page.locator("table.runs th[aria-sort=descending]").all_inner_texts() == ["test NDCG@10"]
-    assert page.get_by_text("Won most").count() == 1
+    assert page.locator(".runs th[aria-sort=descending]").all_inner_texts() == ["test NDCG@10"]
+    page.close()
+
+
+def test_two_tables_on_a_page_sort_apart(runs, browser):
+    page = browser.new_page()
+    page.set_content(str(runs_table(list_runs(runs))) * 2)
+    column = lambda n: page.locator(".runs").nth(n).locator("tbody td:first-child").all_inner_texts()
+    before = column(1)
+    for _ in range(2):
+        page.locator(".runs").first.get_by_role("button", name="run", exact=True).click()
+    assert column(0) == sorted(column(0), reverse=True) and column(1) == before
+    page.close()
+
+
+def test_numbered_names_are_sorted_as_people_count(runs, browser):
+    for n in (2, 10, 1):
+        shutil.copytree(runs / "popularity", runs / f"seed{n}")
+    page = browser.new_page()
+    page.set_content(str(runs_table(list_runs(runs))))
+    page.get_by_role("button", name="run", exact=True).click()
+    names = page.locator(".runs tbody td:first-child").all_inner_texts()
+    assert [name for name in names if name.startswith("seed")] == ["seed1", "seed2", "seed10"]
     page.close()

@@ -1,11 +1,15 @@
-"""Saved tokenizers, as Hugging Face's libraries read them."""
+"Saved tokenizers, as Hugging Face's libraries read them, and the table from item codes to tokens"
 
+import gc
 import json
+import time
 
+import pandas as pd
 import pytest
 from tokenizers import Tokenizer
 
-from itemlm.tokenizer import SEPARATOR, ItemTokenizer
+from itemlm.core import Ragged
+from itemlm.data.tokenizer import SEPARATOR, ItemTokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -17,6 +21,7 @@ ITEMS = {
     "scripts": ["日本語", "عربى", "हिन्दी", "🎬", "👩‍👩‍👧", "ﬁ", "fi"],
     "names of special tokens": ["[PAD]", "[PAD] explained", "PAD", "[UNK]", "<unk>", "a<unk>b", "[MASK]", "<s>", "</s>"],
 }
+CODES = Ragged.from_lists([[0, 2], [1]])
 RAW_IDS = [item for items in ITEMS.values() for item in items]
 
 
@@ -84,24 +89,60 @@ def test_saved_again_by_hugging_face(tokenizer, auto, tmp_path):
     assert ItemTokenizer.load(tmp_path / "again") == tokenizer
 
 
-def test_grown_vocabulary(tokenizer, auto, tmp_path):
-    grown = tokenizer.grow(["new, item"])
-    grown.save(tmp_path)  # over the old files
+def test_extended_vocabulary(tokenizer, auto, tmp_path):
+    longer = tokenizer.extend(["new, item"])
+    longer.save(tmp_path)  # over the old files
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert again(SEPARATOR.join(RAW_IDS + ["new, item"]))["input_ids"] == [
-        *auto(SEPARATOR.join(RAW_IDS))["input_ids"], tokenizer.vocab_size]
+        *auto(SEPARATOR.join(RAW_IDS))["input_ids"],
+        tokenizer.vocab_size,
+    ]
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "Whitespace"])
 def test_other_tokenizers_are_refused(kind, tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     saved = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
-    if kind == "WordPiece": saved["model"]["type"] = kind
-    else: saved["pre_tokenizer"] = {"type": kind}
+    if kind == "WordPiece":
+        saved["model"]["type"] = kind
+    else:
+        saved["pre_tokenizer"] = {"type": kind}
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved), encoding="utf-8")
-    with pytest.raises(ValueError, match="not one of ItemTokenizer"): ItemTokenizer.load(tmp_path)
+    with pytest.raises(ValueError, match="not one of ItemTokenizer"):
+        ItemTokenizer.load(tmp_path)
 
 
 def test_unwritable_folder(tokenizer, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="cannot write"): tokenizer.save(tmp_path / "file")
+    with pytest.raises(OSError, match="cannot write"):
+        tokenizer.save(tmp_path / "file")
+
+
+def test_a_vocabulary_is_looked_up_once(monkeypatch):
+    asked = []
+    look_up = ItemTokenizer._look_up
+    monkeypatch.setattr(ItemTokenizer, "_look_up", lambda self, items: asked.append(len(items)) or look_up(self, items))
+    ids, other = pd.Index(["tea", "scones", "cake"]), pd.Index(["cake", "tea", "scones"])
+    tokenizer = ItemTokenizer(["tea", "cake"])
+    for index, tokens in ((ids, [8, 9, 1]), (other, [9, 1, 8])) * 3:
+        assert tokenizer.encode_codes(CODES, index).tokens.tolist() == tokens
+    assert asked == [3, 3]
+    del ids, index
+    gc.collect()
+    assert len(tokenizer._tables) == 1  # one index is gone, the other still there
+
+
+def test_a_list_of_ids_may_change():
+    ids, tokenizer = ["tea", "scones", "cake"], ItemTokenizer(["tea", "cake"])
+    assert tokenizer.encode_codes(CODES, ids).tokens.tolist() == [8, 9, 1]
+    ids[0] = "cake"
+    assert tokenizer.encode_codes(CODES, ids).tokens.tolist() == [9, 9, 1]
+
+
+def test_half_a_million_items_cost_nothing_the_second_time():
+    ids = pd.Index([f"item {n}" for n in range(500_000)])
+    tokenizer = ItemTokenizer(ids)
+    tokenizer.encode_codes(CODES, ids)
+    start = time.process_time()
+    tokenizer.encode_codes(CODES, ids)
+    assert time.process_time() - start < 0.1  # 1 s where the vocabulary is looked up again
