@@ -39,7 +39,7 @@ lab: env  ## open JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
 
 bench: dev  ## measure, and record the figures in bench/results; ONLY=main_job for one topic
-	@set -e; for f in $(or $(ONLY:%=bench/%.py),$(filter-out %/record.py,$(wildcard bench/*.py))); do \
+	@set -e; for f in $(or $(ONLY:%=bench/%.py),$(filter-out %/record.py %/peer_rectools.py,$(wildcard bench/*.py))); do \
 	    echo "== $$f"; $(BIN)/python $$f; done
 
 # The environment is whole when the stamp is there and its Python runs; otherwise it is built anew.

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['items_read', 'effects', 'because', 'what_if', 'trace', 'attention_weights']
 
-# %% ../nbs/api/70_explain.ipynb #3fbbfd2c
+# %% ../nbs/api/70_explain.ipynb #94ecbc7d
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .core import Ragged
 from .data.tokenizer import Sequences
-from .serving.recommender import SEEN, Recommender, top_lists
+from .serving.recommender import SEEN, Recommender
+from .serving.topk import top_lists
 from .show import names_of
 
 # %% ../nbs/api/70_explain.ipynb #192d41ea
@@ -77,7 +78,7 @@ def _best_columns(rec: Recommender, history: list[str], scores: Tensor, k: int, 
     columns = top_lists(scores[None], k, had)[seen][0][0]
     return columns[columns >= 0]
 
-# %% ../nbs/api/70_explain.ipynb #a7d4cad5
+# %% ../nbs/api/70_explain.ipynb #4cc1ac0e
 _ONE_ITEM = "only one item of the history is read: effects are against the most popular items, which remain without it"
 
 
@@ -103,9 +104,10 @@ def _removals(rec: Recommender, history: list[str], items: list[str] | None, k: 
     "Take out each different item of a history"
     tokens, places = rec.window(history)
     histories, removed = _without_each(tokens)
-    scores = rec.scores(Sequences.from_lists(histories[:1]))
-    columns = _best_columns(rec, history, scores[0], k, seen) if items is None else _columns_of(rec, items)
-    values, sums = _few_scores(rec, Sequences.from_lists(histories), columns)
+    with rec.model.cached_item_table():
+        scores = rec.scores(Sequences.from_lists(histories[:1]))
+        columns = _best_columns(rec, history, scores[0], k, seen) if items is None else _columns_of(rec, items)
+        values, sums = _few_scores(rec, Sequences.from_lists(histories), columns)
     if len(histories) == 2:  # without its only item: popularity, on the model's scale
         values[1], sums[1] = values[1] + sums[0] - sums[1], sums[0]
     rows = np.zeros(len(history), np.int64)

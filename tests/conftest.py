@@ -27,7 +27,8 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = Path(nodeid.split("::")[0]).name
-            if file == "test_notebooks.py": return nodeid
+            if file == "test_notebooks.py":
+                return nodeid
             tree = "test_docs.py", "test_workspace.py"  # one stages pages beside the notebooks which the other copies
             return "tree" if file in tree else file
 
@@ -41,8 +42,8 @@ def browser():
 
     program = next(filter(None, map(shutil.which, ["chromium", "google-chrome"])), None)
     if not program:
-        if os.environ.get("CI"): pytest.fail("CI must have a browser: apt-get install chromium")
+        if os.environ.get("CI"):
+            pytest.fail("CI must have a browser: apt-get install chromium")
         pytest.skip("no chromium on this machine")
     with sync_playwright() as p:
-        yield p.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        yield p.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])

@@ -453,8 +453,9 @@ def test_turned_round(both, trained):
 
 def test_a_page_has_one_answer(both):
     "The same difference has the same interval wherever it stands, and only the corrected test has a p-value."
+    beside = both.beside()
     for metric in both.metrics:
-        test, row = both.against("second", "first", metric), both.beside().loc[metric]
+        test, row = both.against("second", "first", metric), beside.loc[metric]
         assert [row["difference", end] for end in ("mean", "lo", "hi")] == [test[end] for end in ("difference", "lo", "hi")]
         told = both.models[(both.models["model"] == "second") & (both.models["metric"] == metric)].iloc[0]
         assert [row["second", end] for end in ("mean", "lo", "hi")] == [told[end] for end in ("mean", "lo", "hi")]

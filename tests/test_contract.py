@@ -45,14 +45,15 @@ class LSTMRec(SequenceModel):
         return self.lstm(self.embed_tokens(tokens))[0]
 
 
-def lstm(**changes) -> TrainingConfig: return replace(TrainingConfig(model=LSTMRec.Config(), epochs=3), **changes)
+def lstm(**changes) -> TrainingConfig:
+    return replace(TrainingConfig(model=LSTMRec.Config(), epochs=3), **changes)
 
 
 def shrunk(recipe: TrainingConfig) -> TrainingConfig:
     return replace(recipe, model=recipe.model.with_known(width=16, layers=1, dropout=0.1, max_len=8), epochs=1, batch=16, valid_targets=0)
 
 
-GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 160, "vocab_size": 300}
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 600, "vocab_size": 600}
 VARIANTS = {
     "item_lm, learned positions": tiny(model=replace(tiny().model, position="learned", norm="layer", feed_forward="gelu", head="dot")),
     "item_lm, grouped heads": tiny(model=replace(tiny().model, heads=4, kv_heads=2)),
@@ -71,14 +72,20 @@ def parts():
     rng = np.random.default_rng(0)
     words = "red green blue small large old new soap cup lamp chair".split()
     items = pd.DataFrame({"item": np.arange(30), "title": [" ".join(rng.choice(words, 3, replace=False)) + f" {n}" for n in range(30)]})
-    log = pd.DataFrame({"user": np.repeat(np.arange(60), 12), "item": (30 * rng.random(720) ** 1.5).astype(int), "time": np.tile(np.arange(1, 13), 60)})
+    log = pd.DataFrame(
+        {"user": np.repeat(np.arange(60), 12), "item": (30 * rng.random(720) ** 1.5).astype(int), "time": np.tile(np.arange(1, 13), 60)}
+    )
     return split(read_events(log, name="contract", items=items, duplicates="keep", verbose=False))
 
 
 @pytest.fixture(scope="module", params=RECIPES)
 def recipe(request, parts):
     recipe = shrunk(RECIPES[request.param])
-    return recipe if initial_model(replace(recipe, init="random"), parts, ItemTokenizer.from_split(parts)).table_width else replace(recipe, init="random")
+    return (
+        recipe
+        if initial_model(replace(recipe, init="random"), parts, ItemTokenizer.from_split(parts)).table_width
+        else replace(recipe, init="random")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +95,8 @@ def rec(recipe, parts):
 
 
 @pytest.fixture
-def model(rec): return copy.deepcopy(rec.model)
+def model(rec):
+    return copy.deepcopy(rec.model)
 
 
 ROWS = [[9, 10, 11, 12, 13], [14], [15, 16, 17], list(range(8, 28))]  # one is longer than max_len
@@ -96,10 +104,12 @@ HISTORIES = Sequences.from_lists(ROWS)
 BATCH = [torch.tensor([[9, 10, 11, 12], [13, 14, 15, PAD]]), torch.tensor([[16, 17], [18, 19], [20, 21]])]
 
 
-def plain(states, table, columns): return cross_entropy(states @ table.T, columns)
+def plain(states, table, columns):
+    return cross_entropy(states @ table.T, columns)
 
 
-def encodes(model) -> bool: return model.item_table() is not None and type(model).encode is not SequenceModel.encode
+def encodes(model) -> bool:
+    return model.item_table() is not None and type(model).encode is not SequenceModel.encode
 
 
 def test_shapes(rec, model):
@@ -113,7 +123,8 @@ def test_shapes(rec, model):
 
 
 def test_causal_where_it_is_claimed(model):
-    if not encodes(model): pytest.skip("it does not read step by step")
+    if not encodes(model):
+        pytest.skip("it does not read step by step")
     tokens = torch.tensor([[9, 10, 11, 12, 13]])
     changed = tokens.clone()
     changed[0, 3] = 20
@@ -125,13 +136,16 @@ def test_causal_where_it_is_claimed(model):
 def test_alone_or_together(model):
     "Company in a batch, and with it the width of the padding, changes no score."
     together = model.scores(HISTORIES)
-    for row in range(len(ROWS)): torch.testing.assert_close(model.scores(HISTORIES.take([row])), together[row : row + 1], atol=2e-5, rtol=1e-5)
+    for row in range(len(ROWS)):
+        torch.testing.assert_close(model.scores(HISTORIES.take([row])), together[row : row + 1], atol=2e-5, rtol=1e-5)
 
 
 def test_padding_is_never_read_nor_guessed(model):
     before = model.scores(HISTORIES)
-    if model.embed_tokens is None: pytest.skip("it has no vector of padding")
-    with torch.no_grad(): model.embed_tokens.weight[PAD] = 1e3
+    if model.embed_tokens is None:
+        pytest.skip("it has no vector of padding")
+    with torch.no_grad():
+        model.embed_tokens.weight[PAD] = 1e3
     torch.testing.assert_close(model.scores(HISTORIES), before, atol=0, rtol=0)
     loss = [model.train(False)(BATCH, lambda s, t, c: (seen.append((t.shape[0], c)), plain(s, t, c))[1]) for seen in [[]]][0]
     assert torch.isfinite(loss) and (seen_columns(model) >= 0).all()
@@ -158,7 +172,8 @@ def test_new_items_or_one_clear_error(rec, parts):
     new = pd.DataFrame({"title": ["red lamp 99", "old cup 98"]}, index=["new 1", "new 2"])
     before = rec.model.scores(HISTORIES)
     if not rec.model.extendable(new).all():
-        with pytest.raises(ValueError, match="knows items by") as caught: rec.add_items(new)
+        with pytest.raises(ValueError, match="knows items by") as caught:
+            rec.add_items(new)
         assert len(str(caught.value).splitlines()) == 1
         return
     grown = rec.add_items(new)
@@ -167,7 +182,8 @@ def test_new_items_or_one_clear_error(rec, parts):
 
 
 def test_forward_gives_every_weight_its_gradient(model):
-    if not model.learns: return
+    if not model.learns:
+        return
     torch.manual_seed(0)
     model.train()(BATCH, full_softmax()).backward()
     without = [name for name, w in model.named_parameters() if w.requires_grad and w.grad is None]
@@ -176,7 +192,8 @@ def test_forward_gives_every_weight_its_gradient(model):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss(model, name):
-    if not model.learns: return
+    if not model.learns:
+        return
     torch.manual_seed(0)
     loss = model.train()(BATCH, LOSSES[name]())
     assert loss.shape == () and torch.isfinite(loss)
@@ -184,11 +201,14 @@ def test_every_loss(model, name):
 
 def test_two_halves_are_the_whole(model):
     "The loss of a batch is the mean over its targets, however it is cut."
-    if not model.learns: return
+    if not model.learns:
+        return
     model, counts = model.double().eval(), []
+
     def counting(states, table, columns):
         counts.append(len(columns))
         return plain(states, table, columns)
+
     torch.manual_seed(0)
     whole = model(BATCH, counting)
     torch.manual_seed(0)
@@ -202,7 +222,8 @@ def test_deep_copy(rec):
     assert twin.scores(HISTORIES).equal(rec.model.scores(HISTORIES))
     with torch.no_grad():
         for tensor in (*twin.parameters(), *twin.buffers()):
-            if tensor.is_floating_point(): tensor.zero_()
+            if tensor.is_floating_point():
+                tensor.zero_()
     assert not torch.equal(rec.model.scores(HISTORIES), torch.zeros_like(rec.model.scores(HISTORIES)))
 
 
@@ -223,14 +244,17 @@ def test_same_scores_on_cuda(model):
 
 def test_weights_hold_no_text(model):
     assert not [name for name, tensor in model.state_dict().items() if tensor.dtype == torch.uint8]
-    for name, text in model.files().items(): assert name.endswith(".json") and json.loads(text) is not None
+    for name, text in model.files().items():
+        assert name.endswith(".json") and json.loads(text) is not None
 
 
 def test_cached_table_is_reentrant(model):
-    if model.item_table() is None: return
+    if model.item_table() is None:
+        return
     with model.cached_item_table():
         kept = model._cached_table
-        with model.cached_item_table(): model.scores(HISTORIES)
+        with model.cached_item_table():
+            model.scores(HISTORIES)
         assert model._cached_table is kept
     assert model._cached_table is None
 
@@ -261,7 +285,8 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(parts, tmp_path, 
 
 @pytest.mark.parametrize("given", [nn.Linear(2, 2), LSTMRec.Config(), "small", lstm])
 def test_what_is_no_recipe_is_refused(parts, given):
-    with pytest.raises(ValueError, match="fit takes a TrainingConfig"): fit(parts, given)
+    with pytest.raises(ValueError, match="fit takes a TrainingConfig"):
+        fit(parts, given)
 
 
 def test_a_class_of_a_notebook_is_found_or_handed_over(parts, tmp_path):
@@ -270,7 +295,8 @@ def test_a_class_of_a_notebook_is_found_or_handed_over(parts, tmp_path):
     assert (load(tmp_path / "run").topk([["1"]], k=3)[0] == rec.topk([["1"]], k=3)[0]).all()
     record = json.loads((tmp_path / "run/run.json").read_text())
     (tmp_path / "run/run.json").write_text(json.dumps(record | {"class": "somewhere:LSTMRec"}))
-    with pytest.raises(ValueError, match="import somewhere first, or hand it over"): load(tmp_path / "run")
+    with pytest.raises(ValueError, match="import somewhere first, or hand it over"):
+        load(tmp_path / "run")
     assert (load(tmp_path / "run", model=LSTMRec).topk([["1"]], k=3)[0] == rec.topk([["1"]], k=3)[0]).all()
 
 
@@ -280,7 +306,8 @@ def test_a_file_imports_nothing(parts, tmp_path):
     record = json.loads((tmp_path / "run/run.json").read_text())
     for name in ("antigravity:Model", "itemlm.models:os.system", "os:system", "itemlm.core:Ragged"):
         (tmp_path / "run/run.json").write_text(json.dumps(record | {"class": name}))
-        with pytest.raises(ValueError, match="is not here|is no model"): load(tmp_path / "run")
+        with pytest.raises(ValueError, match="is not here|is no model"):
+            load(tmp_path / "run")
     import sys
 
     assert "antigravity" not in sys.modules

@@ -37,7 +37,8 @@ def imported(tree: ast.AST, module: str) -> list[str]:
     return found
 
 
-def room_of(module: str) -> str: return module.split(".")[0]
+def room_of(module: str) -> str:
+    return module.split(".")[0]
 
 
 def test_every_module_has_its_place():
@@ -66,7 +67,13 @@ def test_no_import_inside_a_function(module):
     for function in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             for node in ast.walk(function):
-                names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                names = (
+                    [a.name for a in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else []
+                )
                 assert all(name.split(".")[0] in OPTIONAL for name in names), f"{module}.{getattr(function, 'name', '')} imports {names}"
 
 
@@ -92,7 +99,8 @@ def public(path) -> list[str]:
 def test_no_two_modules_share_a_name():
     owners = {}
     for module, path in MODULES.items():
-        for name in public(path): owners.setdefault(name, []).append(module)
+        for name in public(path):
+            owners.setdefault(name, []).append(module)
     assert not {name: where for name, where in owners.items() if len(where) > 1}
 
 

@@ -33,61 +33,56 @@ metric; uniform scores and an oracle get what they must; test items teach nothin
 import copy
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from itemlm.baselines import (
-    BERT4Rec,
-    BERT4RecConfig,
-    GRU4RecConfig,
-    HSTUConfig,
-    SASRecConfig,
-    bert4rec,
-    gru4rec,
-    hstu,
-    item_knn,
-    markov,
-    popularity,
-    sasrec,
-    sasrec_bce,
-)
-from itemlm.doctor import doctor
-from itemlm.evaluate import evaluate, user_metrics
-from itemlm.events import Events, Ragged, load_dataset, read_events
-from itemlm.loss import sample_negatives
-from itemlm.metrics import ndcg, paired_difference, recall
-from itemlm.model import ItemLMConfig
-from itemlm.protocols import protocols, sample_candidates
-from itemlm.recommend import Recommender
-from itemlm.split import Part, Split, split
-from itemlm.tokenizer import MASK, PAD, ItemTokenizer, Sequences
-from itemlm.training import fit, tiny
+from itemlm.core import Ragged
+from itemlm.data.datasets import load_dataset
+from itemlm.data.doctor import doctor
+from itemlm.data.events import Events, read_events
+from itemlm.data.split import Part, Split, split
+from itemlm.data.tokenizer import MASK, PAD, ItemTokenizer, Sequences
+from itemlm.evaluation.protocols import protocols, sample_candidates
+from itemlm.evaluation.report import evaluate, user_metrics
+from itemlm.metrics.ranks import ndcg, recall
+from itemlm.metrics.statistics import paired_difference
+from itemlm.models.base import SequenceModel
+from itemlm.models.counting import item_knn, markov, popularity
+from itemlm.models.item_lm import ItemLMConfig, tiny
+from itemlm.models.losses import sample_negatives
+from itemlm.models.neural import HSTU, BERT4Rec, GRU4Rec, SASRec, bert4rec, gru4rec, hstu, sasrec, sasrec_bce
+from itemlm.serving.recommender import Recommender
+from itemlm.training.trainer import fit
 
 SPECIAL = ItemTokenizer.n_special
 
 
-class Scripted(torch.nn.Module):
+class Scripted(SequenceModel):
     "A model whose scores a function of the histories decides; it remembers what it was asked."
 
-    def __init__(self, n_items: int, function, max_len: int = 20):
-        super().__init__()
-        self.config, self.function, self.asked = SimpleNamespace(n_items=n_items, max_len=max_len), function, []
+    class Config(SequenceModel.Config):
+        max_len: int = 20
 
-    def scores(self, sequences):
-        self.asked += [list(row) for row in sequences]
-        return self.function(sequences)
+    def __init__(self, config, function=None):
+        super().__init__(config)
+        self.function, self.asked = function, []
+
+    def scores(self, histories):
+        self.asked += [list(row) for row in histories]
+        return self.function(histories)
 
 
 def scripted(parts: Split, function, **how) -> Recommender:
     tokenizer = ItemTokenizer.from_split(parts)
-    return Recommender.from_split(Scripted(tokenizer.n_items, lambda rows: function(rows, tokenizer.n_items), **how), tokenizer, parts)
+    model = Scripted(Scripted.Config(n_items=tokenizer.n_items, **how), lambda rows: function(rows, tokenizer.n_items))
+    return Recommender.from_split(model, tokenizer, parts)
 
 
-def uniform(rows, n_items): return torch.zeros(len(rows), n_items)
+def uniform(rows, n_items):
+    return torch.zeros(len(rows), n_items)
 
 
 def hashed(rows, n_items):
@@ -115,7 +110,8 @@ def table(n_users=60, length=12, n_items=50, days=9, seed=0) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def parts() -> Split: return split(read_events(table(), name="random", duplicates="keep"))
+def parts() -> Split:
+    return split(read_events(table(), name="random", duplicates="keep"))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +127,8 @@ MODELS = {"ItemLM": tiny(epochs=2), "popularity": popularity(), "Markov": markov
           "BERT4Rec": bert4rec(epochs=1), "HSTU": hstu(epochs=1)}  # fmt: skip
 
 
-def trained(parts: Split, name: str) -> Recommender: return fit(parts, MODELS[name], device="cpu", verbose=False)
+def trained(parts: Split, name: str) -> Recommender:
+    return fit(parts, MODELS[name], device="cpu", verbose=False)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -147,7 +144,8 @@ def precise(named) -> Recommender:
     return replace(rec, model=copy.deepcopy(rec.model).double()) if any(True for _ in rec.model.parameters()) else rec
 
 
-def means(rec: Recommender, parts: Split, **how) -> pd.DataFrame: return evaluate(rec, parts, **how).to_frame().xs("mean", level=2)
+def means(rec: Recommender, parts: Split, **how) -> pd.DataFrame:
+    return evaluate(rec, parts, **how).to_frame().xs("mean", level=2)
 
 
 # --- the data --------------------------------------------------------------------------------------------------------
@@ -199,19 +197,24 @@ def test_04_ties_in_scores(parts):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_05_nan_scores(parts, bad):
     "Other libraries put a NaN first in the list; here it has no place at all."
+
     def broken(rows, n_items):
         scores = hashed(rows, n_items)
         scores[-1, n_items // 2] = bad
         return scores
+
     rec = scripted(parts, broken)
-    with pytest.raises(ValueError, match="NaN or infinity.*diverged"): evaluate(rec, parts)
-    with pytest.raises(ValueError, match="NaN or infinity.*diverged"): rec.topk([[rec.tokenizer.items[0]]], k=3)
+    with pytest.raises(ValueError, match="NaN or infinity.*diverged"):
+        evaluate(rec, parts)
+    with pytest.raises(ValueError, match="NaN or infinity.*diverged"):
+        rec.topk([[rec.tokenizer.items[0]]], k=3)
 
 
 def test_06_ndcg_of_an_oracle_is_one(parts):
     found = means(oracle(parts), parts, ks=(1, 5, 10)).loc["test", "keep"]
     reachable = 1 - parts.protocol["test_cold"] / len(parts.test)
-    for name in ("ndcg@1", "ndcg@5", "ndcg@10", "recall@10", "mrr"): assert found[name] == pytest.approx(reachable)
+    for name in ("ndcg@1", "ndcg@5", "ndcg@10", "recall@10", "mrr"):
+        assert found[name] == pytest.approx(reachable)
 
 
 def test_07_nothing_is_sampled_unasked(parts):
@@ -236,13 +239,18 @@ def test_08_sampled_candidates():
 def test_08_protocols_leave_out_the_whole_history(parts, monkeypatch):
     "What `protocols` hands to the sampler holds the history, the valid item, the target and what came later."
     asked = []
-    def spy(known, *rest): asked.append(known); return sample_candidates(known, *rest)  # noqa: E702
-    monkeypatch.setattr(sys.modules["itemlm.protocols"], "sample_candidates", spy)
+
+    def spy(known, *rest):
+        asked.append(known)
+        return sample_candidates(known, *rest)  # noqa: E702
+
+    monkeypatch.setattr(sys.modules["itemlm.evaluation.protocols"], "sample_candidates", spy)
     rec = scripted(parts, hashed)
     protocols(rec, parts, tie_seeds=())
     whole = dict(zip(parts.events.users, rec.histories))
     for known, part in zip(asked[::2], (parts.test, split(parts.events, "global_time").test)):
-        for user, columns in zip(part.users, known): assert list(columns + SPECIAL) == list(whole[user])
+        for user, columns in zip(part.users, known):
+            assert list(columns + SPECIAL) == list(whole[user])
 
 
 # --- selection and seen items ----------------------------------------------------------------------------------------
@@ -251,7 +259,8 @@ def test_08_protocols_leave_out_the_whole_history(parts, monkeypatch):
 class Forbidden:
     "A test part that nobody may look at."
 
-    def __getattribute__(self, name): raise AssertionError(f"training looked at the test part: {name}")
+    def __getattribute__(self, name):
+        raise AssertionError(f"training looked at the test part: {name}")
 
 
 def test_09_selection_on_test(parts, named):
@@ -269,11 +278,15 @@ def test_10_seen_items():
     "Dropped is the whole history, not what the model reads; a repeated target is then a miss, is counted, and can be kept."
     log = pd.DataFrame({"user": np.repeat([1, 2], 40), "item": [*range(38), 38, 0, *range(40)], "time": np.tile(np.arange(1, 41), 2)})
     again = split(read_events(log, name="again"))
-    def newest_last(rows, n_items): return -torch.arange(n_items).float().expand(len(rows), -1)
+
+    def newest_last(rows, n_items):
+        return -torch.arange(n_items).float().expand(len(rows), -1)
+
     rec = scripted(again, newest_last, max_len=5)
     found = rec.rank_part(again, "test", seen=("drop", "keep", "window"), top_k=3)
     assert found["drop"].rank[0] == np.inf and found["keep"].rank[0] == found["window"].rank[0] == 1
-    for row, history in zip(found["drop"].top, rec.part_columns(again, again.test)[0]): assert not set(row + SPECIAL) & set(history)
+    for row, history in zip(found["drop"].top, rec.part_columns(again, again.test)[0]):
+        assert not set(row + SPECIAL) & set(history)
     assert all(row["protocol"]["targets_in_history"] == 1 for row in evaluate(rec, again).results)
     assert doctor(again)["targets in the history"].value == 0.5
     assert {row["protocol"]["seen"] for row in evaluate(rec, again).results} == {"drop", "keep"}
@@ -284,15 +297,16 @@ def test_10_seen_items():
 SIZE = {"n_items": 30, "width": 16, "layers": 2, "max_len": 10}
 NETWORKS = {"ItemLM": ItemLMConfig(**SIZE), "ItemLM without positions": ItemLMConfig(**SIZE, position="none"),
             "ItemLM with learned positions": ItemLMConfig(**SIZE, position="learned", norm="layer", feed_forward="gelu", head="dot"),
-            "GRU4Rec": GRU4RecConfig(**SIZE), "SASRec": SASRecConfig(**SIZE), "HSTU": HSTUConfig(**SIZE),
-            "BERT4Rec": BERT4RecConfig(**SIZE)}  # fmt: skip
+            "GRU4Rec": GRU4Rec.Config(**SIZE), "SASRec": SASRec.Config(**SIZE), "HSTU": HSTU.Config(**SIZE),
+            "BERT4Rec": BERT4Rec.Config(**SIZE)}  # fmt: skip
 
 
 @pytest.fixture(params=NETWORKS)
 def network(request) -> torch.nn.Module:
     torch.manual_seed(0)
     model = NETWORKS[request.param].build().double().eval()
-    for weight in model.parameters(): torch.nn.init.normal_(weight, std=0.5)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
     return model
 
 
@@ -302,31 +316,33 @@ def test_11_padding(network):
     rows = [list(rng.integers(SPECIAL, 38, n)) for n in (1, 3, 10, 14, 2)]
     together = network.scores(Sequences.from_lists(rows))
     assert together.shape == (5, 30)
-    for row, scores in zip(rows, together): torch.testing.assert_close(network.scores(Sequences.from_lists([row]))[0], scores)
-    with torch.no_grad(): network.embed_tokens.weight[PAD] += 100
+    for row, scores in zip(rows, together):
+        torch.testing.assert_close(network.scores(Sequences.from_lists([row]))[0], scores)
+    with torch.no_grad():
+        network.embed_tokens.weight[PAD] += 100
     torch.testing.assert_close(network.scores(Sequences.from_lists(rows)), together)
 
 
-def test_11_padding_is_no_lesson(network):
+def test_11_padding_is_no_target(network):
     tokens = torch.tensor([[9, 10, 11, 12], [9, 10, PAD, PAD], [9, PAD, PAD, PAD]])
     for _ in range(20):
-        inputs, targets = network.lessons(tokens)
+        inputs, targets = network.training_pairs(tokens)
         assert ((targets == PAD) | (targets >= SPECIAL)).all() and not targets[inputs == PAD].any()
 
 
 def test_12_future(network):
     "Another item at step t changes nothing before t and something from t on; what BERT4Rec has to guess it cannot see."
     tokens = torch.randint(SPECIAL, 38, (4, 10), generator=torch.Generator().manual_seed(0))
-    inputs, targets = network.lessons(tokens)
+    inputs, targets = network.training_pairs(tokens)
     if isinstance(network, BERT4Rec):
         assert (targets > PAD).any() and torch.equal(inputs == MASK, targets > PAD) and torch.equal(torch.maximum(inputs, targets), tokens)
         return
     assert torch.equal(inputs, tokens[:, :-1]) and torch.equal(targets, tokens[:, 1:]), "each step guesses the item after it"
-    before = network(tokens)
+    before = network.encode(tokens)
     for step in range(10):
         other = tokens.clone()
         other[:, step] = (tokens[:, step] - SPECIAL + 7) % 30 + SPECIAL
-        after = network(other)
+        after = network.encode(other)
         torch.testing.assert_close(after[:, :step], before[:, :step])
         assert (after[:, step:] != before[:, step:]).any(-1).all()
 
@@ -424,7 +440,8 @@ def test_19_k_beyond_the_catalogue(parts):
         np.testing.assert_array_equal(recall(ranks, k), (~ranks.missed).astype(float))
     wide = means(rec, parts, ks=(10, 2500)).loc["test", "keep"]
     assert wide["recall@2500"] == pytest.approx((~ranks.missed).mean())
-    with pytest.raises(ValueError, match=f"catalogue has {rec.n_items} items"): rec.topk([[rec.tokenizer.items[0]]], k=rec.n_items + 1)
+    with pytest.raises(ValueError, match=f"catalogue has {rec.n_items} items"):
+        rec.topk([[rec.tokenizer.items[0]]], k=rec.n_items + 1)
 
 
 # --- properties ------------------------------------------------------------------------------------------------------
@@ -438,12 +455,14 @@ def renamed(events: Events, seed: int) -> Events:
     return replace(events, items=items, sequences=replace(events.sequences, values=place[events.sequences.values].astype(np.int32)))
 
 
-def losses(rec: Recommender) -> list: return [(row["loss"], row["ndcg@10"], row["recall@10"]) for row in rec.log]
+def losses(rec: Recommender) -> list:
+    return [(row["loss"], row["ndcg@10"], row["recall@10"]) for row in rec.log]
 
 
 def assert_same_weights(a: Recommender, b: Recommender) -> None:
     weights = b.model.state_dict()
-    for name, mine in a.model.state_dict().items(): assert torch.equal(mine, weights[name]), name
+    for name, mine in a.model.state_dict().items():
+        assert torch.equal(mine, weights[name]), name
 
 
 def test_property_item_ids(parts, named):
@@ -477,7 +496,8 @@ def test_property_order_of_users_changes_no_report(parts):
 
 
 def test_property_size_of_a_batch(parts, precise):
-    for batch in (1, 7): pd.testing.assert_frame_equal(ranked(precise, parts, batch), ranked(precise, parts))
+    for batch in (1, 7):
+        pd.testing.assert_frame_equal(ranked(precise, parts, batch), ranked(precise, parts))
 
 
 def test_property_side_of_the_padding(precise):
@@ -509,7 +529,8 @@ def test_property_an_oracle_is_perfect(films):
     for part in ("valid", "test"):
         ranks = rec.rank_part(films, part)["drop"]
         for name, values in user_metrics(ranks, (1, 10)).items():
-            if not name.startswith("precision"): assert (values == 1).all(), name
+            if not name.startswith("precision"):
+                assert (values == 1).all(), name
 
 
 def test_property_random_test_items(parts, named):

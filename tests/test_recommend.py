@@ -8,13 +8,15 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
-from itemlm.baselines import fit_popularity
-from itemlm.events import read_events
-from itemlm.model import ItemLM, ItemLMConfig
-from itemlm.recommend import Recommender, load
-from itemlm.split import split
-from itemlm.tokenizer import ItemTokenizer
+from itemlm.data.events import read_events
+from itemlm.data.split import split
+from itemlm.data.tokenizer import ItemTokenizer
+from itemlm.models.counting import popularity
+from itemlm.models.item_lm import ItemLM, ItemLMConfig
+from itemlm.serving.recommender import Recommender, load
+from itemlm.training.trainer import fit
 
 ODD = ["a b", "007", "7", 'say "hi"', "x,y", "naïve ☕", "it's", "[PAD]"]
 FILES = ["histories.parquet", "items.parquet", "model.safetensors", "run.json", "tokenizer.json", "tokenizer_config.json"]
@@ -37,7 +39,8 @@ def run(tmp_path):
 
 
 def contents(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    "Every file but the lock, which stays and holds nothing."
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def test_round_trip(run):
@@ -53,7 +56,7 @@ def test_round_trip(run):
 
 def test_baseline_round_trip(tmp_path):
     log = pd.DataFrame({"user": list("aaaabbbb"), "item": list("wxyzwxzy")})
-    rec = fit_popularity(split(read_events(log, name="toy")))
+    rec = fit(split(read_events(log, name="toy")), popularity())
     rec.save(tmp_path)
     assert load(tmp_path).recommend(items=[], k=2).equals(rec.recommend(items=[], k=2))
 
@@ -71,23 +74,27 @@ def test_unwritable_folder(tmp_path):
 
 
 SAVE = "import sys; sys.path.insert(0, 'tests'); from test_recommend import make; rec = make(width=64, items=list(map(str, range(500))))\n"
-FULL = SAVE + """
+FULL = (
+    SAVE
+    + """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # a file beyond this fails as on a full disk
 rec.save(sys.argv[1])
 """
-KILLED = SAVE + """
+)
+KILLED = (
+    SAVE
+    + """
 import os, signal
-from itemlm.tokenizer import ItemTokenizer
+from itemlm.data.tokenizer import ItemTokenizer
 ItemTokenizer.save = lambda self, folder: os.kill(os.getpid(), signal.SIGKILL)
 rec.save(sys.argv[1])
 """
+)
 
 
 def python(code: str, run) -> subprocess.CompletedProcess:
-    from conftest import ROOT
-
     return subprocess.run([sys.executable, "-c", code, str(run)], cwd=ROOT, capture_output=True, text=True)
 
 
@@ -101,9 +108,36 @@ def test_full_disk(run):
 def test_killed_while_saving(run):
     before = contents(run)
     assert python(KILLED, run).returncode == -signal.SIGKILL
-    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before and load(run)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != ".lock"} == before and load(run)
     make(width=32).save(run)
     assert sorted(contents(run)) == FILES, "what the killed process left is gone"
+
+
+INTERRUPTED = (
+    SAVE
+    + """
+import os, signal
+real, left = os.replace, [int(sys.argv[2])]
+def replace(source, target):
+    left[0] -= 1
+    if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+os.replace = replace
+rec.save(sys.argv[1])
+"""
+)
+
+
+@pytest.mark.parametrize("moves", [0, 2, 3, 4, 6, 8, 99])
+def test_killed_between_two_moves(run, moves):
+    "Whenever the power goes, the folder holds one whole recommender: all of the old one or all of the new one."
+    old = load(run, device="cpu")
+    job = subprocess.run([sys.executable, "-c", INTERRUPTED, str(run), str(moves)], cwd=ROOT, capture_output=True, text=True)
+    assert job.returncode == (0 if moves == 99 else -signal.SIGKILL), job.stderr
+    found = load(run, device="cpu")
+    assert (found.model.config.width, found.n_items) in ((16, old.n_items), (64, 500))
+    make(width=32).save(run)
+    assert load(run).model.config.width == 32 and sorted(contents(run)) == FILES
 
 
 def record(**changes):
@@ -142,10 +176,10 @@ DAMAGE = {
     "items in another order": (copied("items.parquet", items=ODD[::-1]), "not in the tokenizer's order"),
     "tokenizer of another size": (copied("tokenizer.json", items=ODD[:5]), "another vocabulary"),
     "a newer format": (record(format=99), "run format 99"),
-    "a field of a newer version": (record(config={"n_items": 8, "wings": 2}), "cannot build its itemlm.model:ItemLM.*wings"),
-    "a class from elsewhere": (record(**{"class": "os:system"}), "no model of itemlm"),
-    "a class that is no model": (record(**{"class": "itemlm.events:Events"}), "no model of itemlm"),
-    "a module that is not there": (record(**{"class": "itemlm.nowhere:Model"}), "no model of itemlm"),
+    "a field of a newer version": (record(config={"n_items": 8, "wings": 2}), "cannot build its itemlm.models.item_lm:ItemLM.*wings"),
+    "a class from elsewhere": (record(**{"class": "os:system"}), "is no model"),
+    "a class that is no model": (record(**{"class": "itemlm.data.events:Events"}), "is no model"),
+    "a module that is not there": (record(**{"class": "itemlm.nowhere:Model"}), "is no model"),
 }
 
 

@@ -16,9 +16,9 @@ if len(sys.argv) > 2:  # a full disk, as the operating system tells it
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 import numpy as np, pandas as pd, torch
 from itemlm import *
-from itemlm import training
+from itemlm.training import trainer
 torch.set_num_threads(1)
-training.SAVE_EVERY = 0.05  # save inside epochs too
+trainer.SAVE_EVERY = 0.05  # save inside epochs too
 rng = np.random.default_rng(0)
 log = pd.DataFrame({"user": rng.integers(0, 300, 6000).astype(str), "item": (rng.zipf(1.3, 6000) % 200).astype(str)})
 fit(split(read_events(log, name="synthetic")), tiny(epochs=4, batch=8), out_dir=sys.argv[1])

@@ -65,7 +65,8 @@ def test_nothing_is_estimated_that_nobody_reads(parts, monkeypatch):
 def test_an_estimate_changes_nothing(parts, capsys):
     quiet, loud = (fit(parts, tiny(epochs=1), device="cpu", verbose=verbose) for verbose in (False, True))
     assert "about" in capsys.readouterr().out
-    for a, b in zip(quiet.model.parameters(), loud.model.parameters()): assert torch.equal(a, b)
+    for a, b in zip(quiet.model.parameters(), loud.model.parameters()):
+        assert torch.equal(a, b)
 
 
 # --- one folder, one owner -------------------------------------------------------------------------------------------
@@ -90,7 +91,8 @@ def job(folder, pause: float) -> subprocess.Popen:
 def test_two_processes_in_one_run_folder(tmp_path):
     "The second is told so in one line, and takes nothing from the first, which ends as if alone."
     first = job(tmp_path / "run", 0.2)
-    while not (tmp_path / "run/run.json").exists(): time.sleep(0.05)
+    while not (tmp_path / "run/run.json").exists():
+        time.sleep(0.05)
     second = job(tmp_path / "run", 0.0)
     _, errors = second.communicate(timeout=120)
     assert second.returncode and "in use by another process" in errors.strip().splitlines()[-1]
@@ -99,12 +101,14 @@ def test_two_processes_in_one_run_folder(tmp_path):
     alone = job(tmp_path / "alone", 0.0)
     alone.communicate(timeout=120)
     mine, theirs = (load(tmp_path / name, device="cpu") for name in ("run", "alone"))
-    for a, b in zip(mine.model.parameters(), theirs.model.parameters()): assert torch.equal(a, b)
+    for a, b in zip(mine.model.parameters(), theirs.model.parameters()):
+        assert torch.equal(a, b)
 
 
 def test_a_lock_dies_with_its_owner(tmp_path):
     first = job(tmp_path / "run", 0.5)
-    while not (tmp_path / "run/run.json").exists(): time.sleep(0.05)
+    while not (tmp_path / "run/run.json").exists():
+        time.sleep(0.05)
     first.kill()
     first.wait()
     second = job(tmp_path / "run", 0.0)
@@ -132,7 +136,8 @@ def test_a_run_can_be_prepared_again_from_its_folder(parts, tmp_path):
     config = read_config(tmp_path / "run")
     assert config == sized(tiny(epochs=1, seed=3), rec.tokenizer)
     again, fresh = (initial_model(c, parts, rec.tokenizer) for c in (config, tiny(epochs=1, seed=3)))
-    for a, b in zip(again.parameters(), fresh.parameters()): assert torch.equal(a, b)
+    for a, b in zip(again.parameters(), fresh.parameters()):
+        assert torch.equal(a, b)
 
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()

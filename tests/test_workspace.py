@@ -52,7 +52,8 @@ def fresh(tmp_path_factory):
     copy = tmp_path_factory.mktemp("fresh")
     for name in ("nbs", "itemlm"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("pyproject.toml", "README.md"): shutil.copy(ROOT / name, copy)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, copy)
     for command in ("clean", "export"):
         subprocess.run([Path(sys.executable).with_name(f"nbdev-{command}")], cwd=copy, check=True)
     return copy
@@ -61,8 +62,9 @@ def fresh(tmp_path_factory):
 @pytest.mark.parametrize("folder, pattern", [("nbs", "*.ipynb"), ("itemlm", "*.py")])
 def test_clean_and_in_sync(fresh, folder, pattern):
     "nbdev-clean and nbdev-export change nothing."
-    files = {p.relative_to(top / folder) for top in (ROOT, fresh) for p in (top / folder).rglob(pattern)
-             if ".ipynb_checkpoints" not in p.parts}
+    files = {
+        p.relative_to(top / folder) for top in (ROOT, fresh) for p in (top / folder).rglob(pattern) if ".ipynb_checkpoints" not in p.parts
+    }
     _, different, missing = filecmp.cmpfiles(ROOT / folder, fresh / folder, files, shallow=False)
     assert not different and not missing, f"run nbdev-clean and nbdev-export: {[*map(str, different + missing)]}"
 

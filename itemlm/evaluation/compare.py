@@ -808,12 +808,14 @@ def beside(
         rows[metric] = ends | {("difference", end): gap.get(old) for old, end in (("difference", "mean"), ("lo", "lo"), ("hi", "hi"))}
     return pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis("metric")
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #756caf82
+# %% ../../nbs/api/evaluation/61_compare.ipynb #05403baa
 @patch
 def _beside_html(self: Comparison, a: str, b: str, seen: str) -> Html:
-    "All metrics of two models, folded"
+    "All metrics of two models, folded; empty where they have none in common"
     table, families = self.beside(a, b, seen), ("recall", "ndcg", "mrr", *LISTED)
     names = [name for name in table.index if name.partition("@")[0] in families or name.partition("@")[0] not in ACCURACY]
+    if not names:
+        return Html("")
     one = lambda row, of: Value(*(row[of, end] for end in ("mean", "lo", "hi")), sign=of == "difference")
     a, b = self._pair(a, b)
     rows = [[name.replace("_", " "), *(one(table.loc[name], of) for of in (a, b, "difference"))] for name in names]
@@ -839,7 +841,7 @@ def _users_html(self: Comparison, a: str, b: str, n: int) -> Html:
     tables = "".join(Table(head=head, rows=rows, title=f"{word} most, by the ratio of ranks")._repr_html_() for word, rows in lines.items())
     return Html(f"<p>{text}</p>{tables}")
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #3518ae84
+# %% ../../nbs/api/evaluation/61_compare.ipynb #b6b903b2
 @patch
 def _settings_table(self: Comparison) -> Table | Html:
     "What was set differently, for a page"
@@ -867,7 +869,7 @@ def sections(
     except ValueError as error:
         return found | {"What came out": [Html(f"<p><b>Not compared.</b> {html.escape(str(error))}</p>")]}
     rules = [rule for rule in ("drop", "keep") if not any(self.runs[name][0].lacks(self.part, rule) for name in (a, b))]
-    found["What came out"] = [self, *(self._beside_html(a, b, rule) for rule in rules if len(self.beside(a, b, rule)))]
+    found["What came out"] = [self, *filter(None, (self._beside_html(a, b, rule) for rule in rules))]
     known = all("history" in self.runs[name][0].report.per_user for name in (a, b))
     found |= {"Slices": [self.slice_table()]} if known else {}
     return found | {"Users won and lost": [self._users_html(a, b, n), self.rank_map(a, b)]}

@@ -360,7 +360,7 @@ def _moved_text(item: str, rank: int, ranks_before: pd.Series | None) -> str:
         return "new"
     return "" if was == rank else f"▲ {was - rank}" if was > rank else f"▼ {rank - was}"
 
-# %% ../../nbs/api/explore/84_pages.ipynb #e964a5ae
+# %% ../../nbs/api/explore/84_pages.ipynb #adcfdf4e
 def board_sheet(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
@@ -370,8 +370,9 @@ def board_sheet(
     live: bool = False,  # with buttons
 ) -> Sheet:
     "A history and what follows from it, joined by lines"
-    table, first = because(rec, history, k=k), max(0, len(history) - most)
-    ranks = None if before is None else what_if(rec, before, history, k=k).set_index("item")["rank_before"]
+    with rec.model.cached_item_table():
+        table, first = because(rec, history, k=k), max(0, len(history) - most)
+        ranks = None if before is None else what_if(rec, before, history, k=k).set_index("item")["rank_before"]
     shown = zip(range(len(history) - 1, first - 1, -1), names_of(rec.items, history[first:])[::-1])
     left = [Line(n=at + 1, title=name, buttons=_edit_buttons(history, at) * live) for at, name in shown]
     right = [
@@ -386,4 +387,6 @@ def board_sheet(
     links = [(len(history) - 1 - row.position, n) for n, row in enumerate(table.itertuples()) if row.position >= first]
     more = f"<p class=note>and {first:,} earlier</p>" * (first > 0)
     lists = list_html(left, "History, newest first", "Empty: add a title.") + more, list_html(right, "Recommended")
-    return Sheet(f"<div class=board><div>{lists[0]}</div>{_links_svg(links)}<div>{lists[1]}</div></div>")
+    note = "A line leads to the item of the history that a recommendation owes most to." if links else ""
+    note += " ▲ ▼: places won and lost against the history one began with." if ranks is not None else ""
+    return Sheet(f"<div class=board><div>{lists[0]}</div>{_links_svg(links)}<div>{lists[1]}</div></div><p class=note>{note}</p>")

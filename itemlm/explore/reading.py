@@ -140,7 +140,7 @@ def _add_texts(picture, x: list, y: list, texts: list[str], colours: list[str], 
     look = dict(mode="text", textposition=place, cliponaxis=False, showlegend=False, hoverinfo="skip")
     picture.add_scatter(x=x, y=y, text=texts, textfont=dict(color=colours), **look)
 
-# %% ../../nbs/api/explore/85_reading.ipynb #b8094b5d
+# %% ../../nbs/api/explore/85_reading.ipynb #06da186f
 def trace_sheet(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
@@ -161,7 +161,7 @@ def trace_sheet(
     labels = [f"  {_cut(names[item], 36)}" for item in final]
     _add_texts(picture, [end] * len(final), list(range(1, len(final) + 1)), labels, ends, "middle right")
     if hidden is not None:
-        ranks = trace(rec, history, items=[hidden], last=steps)["rank"]
+        ranks = trace(rec, history, items=[hidden], last=steps)["rank"]  # below the list, wherever it stands
         said = ["seen" if pd.isna(rank) else f"{rank:,}" for rank in ranks]
         _add_texts(picture, list(range(len(said))), [k + 1] * len(said), said, [COLOURS[4]] * len(said), "middle center")
     return Sheet("<h4>How the list changes with each item that is read</h4>", picture)

@@ -6,7 +6,7 @@
 __all__ = ['ROW_SCALE', 'ModelConfig', 'pad_right', 'next_item_pairs', 'steps_back', 'SequenceModel', 'row_length', 'class_name',
            'find_class', 'check_savable', 'count_parameters']
 
-# %% ../../nbs/api/models/31_base.ipynb #6b4ca319
+# %% ../../nbs/api/models/31_base.ipynb #073b965a
 import importlib.util
 import json
 import math
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..core import Ragged
 from ..data.split import Split
-from ..data.tokenizer import PAD, ItemTokenizer, Sequences
+from ..data.tokenizer import PAD, ItemTokenizer
 
 # %% ../../nbs/api/models/31_base.ipynb #0c6759ad
 @dataclass(frozen=True, kw_only=True)

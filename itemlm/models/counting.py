@@ -18,7 +18,7 @@ from ..data.tokenizer import ItemTokenizer
 from .base import SequenceModel
 from .recipe import TrainingConfig
 
-# %% ../../nbs/api/models/35_counting.ipynb #377e3c99
+# %% ../../nbs/api/models/35_counting.ipynb #bcd30c97
 def _training_times(parts: Split) -> np.ndarray:  # (N,) Unix seconds of the training part's events, in its order
     events = parts.events
     if not events.has_times:
@@ -33,6 +33,7 @@ class Popularity(SequenceModel):
     class Config(SequenceModel.Config):
         "What a `Popularity` model counts"
 
+        max_len: int = 1  # it reads no history
         half_life: float = 0.0  # days until an event counts half; 0 = all count alike
 
     def __init__(self, config: Config):

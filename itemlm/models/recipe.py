@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'STARTS', 'TrainingConfig']
 
-# %% ../../nbs/api/models/33_recipe.ipynb #f114a7ca
+# %% ../../nbs/api/models/33_recipe.ipynb #8a20fcdb
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 
 from fastcore.basics import patch
 

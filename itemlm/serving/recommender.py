@@ -85,7 +85,7 @@ def from_split(
         data=data | {"interactions": events.n_interactions, "split": parts.protocol.get("split")},
     )
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #fb0c337e
+# %% ../../nbs/api/serving/55_recommender.ipynb #fddaa1e2
 def known_items(
     histories: Ragged,  # of tokens
     tokenizer: ItemTokenizer,
@@ -96,9 +96,8 @@ def known_items(
     if len(wrong):
         row = np.searchsorted(histories.offsets, wrong[0], side="right") - 1
         last = tokenizer.vocab_size - 1
-        raise ValueError(
-            f"history {row} holds token {tokens[wrong[0]]}, but the vocabulary has tokens 0 to {last}: encode the history with this recommender's tokenizer"
-        )
+        advice = "encode the history with this recommender's tokenizer"
+        raise ValueError(f"history {row} holds token {tokens[wrong[0]]}, but the vocabulary has tokens 0 to {last}: {advice}")
     known = tokens >= tokenizer.n_special
     return Sequences(tokens[known], np.append(0, known.cumsum())[histories.offsets])
 
@@ -342,7 +341,7 @@ def _write_files(self: Recommender, stage: Path) -> None:
     if self.log:
         (stage / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.log))
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #a416a3e6
+# %% ../../nbs/api/serving/55_recommender.ipynb #f6fb7377
 def _read_model(
     record: dict,  # run.json
     folder: Path,
@@ -352,7 +351,8 @@ def _read_model(
     "The model of a run folder, if its weights are whole, fit it, and were trained with this tokenizer"
     kind, path = model or find_class(record.get("class", "")), file_of(folder, "model.safetensors")
     try:
-        made = kind(kind.Config(**record["config"]))
+        with torch.random.fork_rng(devices=[]):  # opening a run draws no random number of its reader's
+            made = kind(kind.Config(**record["config"]))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'run.json'}: this itemlm cannot build its {record['class']} ({error})") from None
     try:

@@ -37,7 +37,7 @@ def copied_weights(model: SequenceModel) -> dict[str, Tensor]:
     "The model's weights as they are now, on the CPU"
     return {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
 
-# %% ../../nbs/api/training/54_checkpoint.ipynb #f4b84814
+# %% ../../nbs/api/training/54_checkpoint.ipynb #3bf73e1f
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's averages of each weight
 
 
@@ -51,7 +51,10 @@ def save_progress(path: Path, progress: Progress, model: SequenceModel, optimize
     numbers = {name: value for name, value in vars(progress).items() if name != "best_weights"}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, {"progress": json.dumps(numbers)})
+        try:
+            save_file(tensors, temporary, {"progress": json.dumps(numbers)})
+        except SafetensorError as error:  # a full disk, in safetensors' words
+            raise OSError(f"cannot write {path}: {error}; nothing was changed") from error
 
 # %% ../../nbs/api/training/54_checkpoint.ipynb #e11aafd1
 def load_progress(path: Path, model: SequenceModel, optimizer: torch.optim.Optimizer) -> Progress:

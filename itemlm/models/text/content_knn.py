@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ContentKNNConfig', 'ContentKNN', 'content_knn']
 
-# %% ../../../nbs/api/models/text/45_content_knn.ipynb #8978c2c8
+# %% ../../../nbs/api/models/text/45_content_knn.ipynb #34819eb5
 import json
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +22,7 @@ from ..base import ModelConfig, SequenceModel
 from ..recipe import TrainingConfig
 from .encoders import ItemLLMConfig, TextRecipe, make_room, texts_hash
 from .item_llm import FixedReader
-from .rows import all_there, refuse_silence
+from .templates import ItemTexts, all_there, refuse_silence
 
 # %% ../../../nbs/api/models/text/45_content_knn.ipynb #1a2082c4
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,9 @@ class ContentKNN(SequenceModel):
     def fingerprint(self, items: pd.DataFrame) -> str:
         return texts_hash(self.config.text, items)
 
-# %% ../../../nbs/api/models/text/45_content_knn.ipynb #43201157
+# %% ../../../nbs/api/models/text/45_content_knn.ipynb #d960dc69
 @patch
-def texts_of(self: ContentKNN, items: pd.DataFrame):
+def texts_of(self: ContentKNN, items: pd.DataFrame) -> ItemTexts:
     "Texts of further items, made as those of the training items were"
     return self.recipe.texts(self.config.text, items)
 
