@@ -10,14 +10,22 @@ from conftest import ROOT
 import itemlm
 
 PACKAGE = ROOT / "itemlm"
-ROOMS = ["core", "show", "workspace", "data.readers", "data.events", "data.datasets", "data.split", "data.doctor", "data.tokenizer",
-         "data.batches", "metrics.ranks", "metrics.lists", "metrics.statistics", "models.layers", "models.base", "models.losses", "models.recipe",
-         "models.item_lm", "models.kmeans", "models.counting", "models.neural", "models.text.templates", "models.text.encoders",
-         "models.text.item_llm", "models.text.words", "models.text.rows", "models.text.content_knn", "models.text.semantic_ids",
-         "models.text.generative", "models.text.hf", "models.presets", "runs.folder", "runs.ledger", "serving.topk", "serving.recommender",
-         "training.schedule", "training.ppmi", "training.checkpoint", "training.trainer", "evaluation.report", "evaluation.compare",
-         "evaluation.protocols", "evaluation.cold", "explain", "jobs"]  # in the order in which data flows  # fmt: skip
-EXPLORE = ["umap", "maps", "search", "users", "reading", "pairs", "pages", "widgets", "views", "static"]
+ROOMS = """
+core
+show
+workspace
+data.readers data.events data.datasets data.split data.doctor data.tokenizer data.batches
+metrics.ranks metrics.lists metrics.statistics
+models.layers models.base models.losses models.recipe models.item_lm models.kmeans models.counting models.neural
+models.text.templates models.text.encoders models.text.item_llm models.text.words models.text.rows
+models.text.content_knn models.text.semantic_ids models.text.generative models.text.hf models.presets
+runs.folder runs.ledger
+serving.topk serving.recommender
+training.schedule training.ppmi training.checkpoint training.trainer
+evaluation.report evaluation.compare evaluation.protocols evaluation.cold
+explain
+jobs
+""".split()  # in the order in which data flows
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}
 MODULES = {name: path for name, path in MODULES.items() if not name.endswith(("__init__", "_modidx"))}
 OPTIONAL = {"plotly", "transformers", "papermill", "ipywidgets", "anywidget", "IPython", "huggingface_hub"}
@@ -107,16 +115,19 @@ def test_no_two_modules_share_a_name():
 CLEAN = """
 import os, sys, torch
 import numpy, pandas, pyarrow
-before = dict(threads=torch.get_num_threads(), grad=torch.is_grad_enabled(), dtype=torch.get_default_dtype(), environ=dict(os.environ),
-              path=list(sys.path), hook=sys.excepthook, rng=torch.get_rng_state().tolist(), err=numpy.geterr(), pandas=pandas.get_option("display.max_rows"))
-nothing = {name for name, module in sys.modules.items() if module is None}
+
+def state():
+    return dict(threads=torch.get_num_threads(), grad=torch.is_grad_enabled(), dtype=torch.get_default_dtype(), environ=dict(os.environ),
+                path=list(sys.path), hook=sys.excepthook, rng=torch.get_rng_state().tolist(), err=numpy.geterr(),
+                rows=pandas.get_option("display.max_rows"))
+
+def blocked(): return {name for name, module in sys.modules.items() if module is None}
+
+before, none = state(), blocked()
 import itemlm
-after = dict(threads=torch.get_num_threads(), grad=torch.is_grad_enabled(), dtype=torch.get_default_dtype(), environ=dict(os.environ),
-             path=list(sys.path), hook=sys.excepthook, rng=torch.get_rng_state().tolist(), err=numpy.geterr(), pandas=pandas.get_option("display.max_rows"))
+after = state()
 heavy = {"jupyterlab", "IPython", "ipywidgets", "anywidget", "plotly", "papermill", "transformers", "ipykernel", "notebook"} & set(sys.modules)
-changed = [name for name in before if before[name] != after[name]]
-blocked = {name for name, module in sys.modules.items() if module is None} - nothing
-print(sorted(heavy), changed, sorted(blocked))
+print(sorted(heavy), [name for name in before if before[name] != after[name]], sorted(blocked() - none))
 """
 
 
