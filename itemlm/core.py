@@ -41,7 +41,7 @@ def atomic_write(path: str | Path):  # the file to write
         with suppress(OSError):  # such as a folder that could not be made
             temporary.unlink(missing_ok=True)
 
-# %% ../nbs/api/00_core.ipynb #f891c934
+# %% ../nbs/api/00_core.ipynb #4d71df3b
 @dataclass(frozen=True, eq=False)
 class Ragged:
     "Rows of different length, end to end"
@@ -69,17 +69,19 @@ class Ragged:
         row = range(len(self))[row]  # IndexError beyond the end, also ends a for loop
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
-    def __eq__(self, other) -> bool:
-        if not isinstance(other, Ragged):
-            return NotImplemented
-        return np.array_equal(self.values, other.values) and np.array_equal(self.offsets, other.offsets)
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self):,} rows, {len(self.values):,} values)"
 
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
+
+# %% ../nbs/api/00_core.ipynb #d15c11af
+@patch
+def __eq__(self: Ragged, other: object) -> bool:
+    if not isinstance(other, Ragged):
+        return NotImplemented
+    return np.array_equal(self.values, other.values) and np.array_equal(self.offsets, other.offsets)
 
 # %% ../nbs/api/00_core.ipynb #1c1affea
 @patch

@@ -143,7 +143,7 @@ def facts(
     "What is known of a thing, a line each"
     return Table(head=["", ""], rows=[[name, value] for name, value in known.items()], title=title, note=note, texts=2)
 
-# %% ../nbs/api/01_show.ipynb #13fa9216
+# %% ../nbs/api/01_show.ipynb #d444f7d2
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800", "#8C564B")  # Okabe-Ito, safe for the colour-blind
 GREY = "#777777"  # legible on white and on black
 FAINT = "rgba(128,128,128,.2)"
@@ -153,7 +153,7 @@ def graph_objects() -> ModuleType:
     "plotly's figures, or one line that says how to get them"
     return optional("plotly.graph_objects", "lab")
 
-
+# %% ../nbs/api/01_show.ipynb #6c5c7b54
 def _style(figure, height: int):
     axis = dict(gridcolor=FAINT, zerolinecolor="rgba(128,128,128,.5)", automargin=True, color=GREY)
     figure.update_layout(

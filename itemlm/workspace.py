@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# %% ../nbs/api/02_workspace.ipynb #4464bffc
+# %% ../nbs/api/02_workspace.ipynb #2aae55e3
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
     "Folders of a project"
@@ -23,7 +23,7 @@ class Workspace:
     runs: Path  # what training writes
     dataset: str  # opened when no other is asked for
 
-
+# %% ../nbs/api/02_workspace.ipynb #f2ceb8df
 def workspace(
     start: str | Path = ".",  # look here, then in the folders above
 ) -> Workspace:

@@ -126,7 +126,8 @@ def blocked(): return {name for name, module in sys.modules.items() if module is
 before, none = state(), blocked()
 import itemlm
 after = state()
-heavy = {"jupyterlab", "IPython", "ipywidgets", "anywidget", "plotly", "papermill", "transformers", "ipykernel", "notebook"} & set(sys.modules)
+heavy = "jupyterlab IPython ipywidgets anywidget plotly papermill transformers ipykernel notebook".split()
+heavy = set(heavy) & set(sys.modules)
 print(sorted(heavy), [name for name in before if before[name] != after[name]], sorted(blocked() - none))
 """
 

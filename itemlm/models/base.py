@@ -91,7 +91,7 @@ def _bind_config(model_class: type) -> None:
     own.model_class = model_class
     model_class.Config = own
 
-# %% ../../nbs/api/models/31_base.ipynb #271ec990
+# %% ../../nbs/api/models/31_base.ipynb #60fb0687
 ROW_SCALE = 0.05  # length of a row that starts from a known direction, over sqrt(D): chosen on Beauty's validation part (LOG.md)
 
 
@@ -126,9 +126,11 @@ class SequenceModel(nn.Module):
         "The query side: a state after each step; those at padding mean nothing"
         raise TypeError(f"{type(self).__name__} does not say how it reads a history: define encode(tokens), or scores(histories)")
 
-    def item_table(self) -> Tensor | None:  # (V, D); None: it scores without item vectors
-        "The item side: score of item i = state . row i"
-        return None if self.embed_tokens is None else self.embed_tokens.weight[self.config.n_special :]
+# %% ../../nbs/api/models/31_base.ipynb #5c0664ee
+@patch
+def item_table(self: SequenceModel) -> Tensor | None:  # (V, D); None: it scores without item vectors
+    "The item side: score of item i = state . row i"
+    return None if self.embed_tokens is None else self.embed_tokens.weight[self.config.n_special :]
 
 # %% ../../nbs/api/models/31_base.ipynb #3c447e67
 @patch

@@ -18,7 +18,7 @@ from ..data.tokenizer import ItemTokenizer
 from .base import SequenceModel
 from .recipe import TrainingConfig
 
-# %% ../../nbs/api/models/35_counting.ipynb #bcd30c97
+# %% ../../nbs/api/models/35_counting.ipynb #b3cdb914
 def _training_times(parts: Split) -> np.ndarray:  # (N,) Unix seconds of the training part's events, in its order
     events = parts.events
     if not events.has_times:
@@ -26,7 +26,7 @@ def _training_times(parts: Split) -> np.ndarray:  # (N,) Unix seconds of the tra
     rows = pd.Index(events.users).get_indexer(parts.train_users)
     return Ragged(events.times, events.sequences.offsets).take(rows).head(parts.train.lengths).values
 
-
+# %% ../../nbs/api/models/35_counting.ipynb #83150b5b
 class Popularity(SequenceModel):
     "The same list for everybody: items by how often they were taken in training"
 

@@ -54,7 +54,7 @@ def named(
         raise ValueError(f"{what} {name!r}: {module} has no function {function!r}")
     return found
 
-# %% ../../nbs/api/models/37_presets.ipynb #4c901ab7
+# %% ../../nbs/api/models/37_presets.ipynb #cb7fca96
 SIZES = ("small", "long_history", "tiny")
 
 
@@ -78,7 +78,7 @@ def _long_variant(recipe: TrainingConfig) -> TrainingConfig:
         return recipe
     return replace(recipe, model=recipe.model.with_known(dropout=model.dropout, max_len=model.max_len), batch=batch)
 
-
+# %% ../../nbs/api/models/37_presets.ipynb #b8975c1b
 def preset(
     model: str,  # of `MODELS`, or "module:function" that returns a recipe
     size: str = "small",  # small | long_history | tiny

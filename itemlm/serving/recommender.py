@@ -34,7 +34,7 @@ from ..runs.folder import FILES, FORMAT, file_of, read_record, saving
 from .topk import top_lists
 from ..show import facts
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #07ae9fde
+# %% ../../nbs/api/serving/55_recommender.ipynb #d22d0870
 @dataclass(kw_only=True, eq=False)
 class Recommender:
     "A model with its tokenizer, item table and known users: raw ids in, raw ids and titles out"
@@ -59,9 +59,11 @@ class Recommender:
         if len(self.times) not in (0, len(self.histories.values)):
             raise ValueError(f"{len(self.times):,} times for {len(self.histories.values):,} items of histories: give one each, or none")
 
-    @property
-    def n_items(self) -> int:
-        return self.tokenizer.n_items
+# %% ../../nbs/api/serving/55_recommender.ipynb #a93236ff
+@patch(as_prop=True)
+def n_items(self: Recommender) -> int:
+    "V: items of the catalogue"
+    return self.tokenizer.n_items
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #a820d45d
 @patch(cls_method=True)
@@ -258,7 +260,7 @@ def part_columns(self: Recommender, parts: Split, part: Part) -> tuple[Sequences
     targets = self.tokenizer.encode_codes(Ragged(part.targets, np.arange(len(part.targets) + 1)), raw_ids).values
     return self.tokenizer.encode_codes(part.histories, raw_ids), np.maximum(targets - self.tokenizer.n_special, -1)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #16edc595
+# %% ../../nbs/api/serving/55_recommender.ipynb #1c03da9e
 @dataclass(frozen=True, kw_only=True)
 class PartRanks(Ranks):
     "Ranks of a part's targets, and the columns at the top of each user's list"
@@ -271,7 +273,7 @@ def _no_ranks(users: int, top_k: int) -> PartRanks:
     greater, ties = np.empty((2, users), np.int64)
     return PartRanks(greater=greater, ties=ties, top=np.full((users, top_k), -1, np.int32))
 
-
+# %% ../../nbs/api/serving/55_recommender.ipynb #34fdfa09
 @patch
 def rank_part(
     self: Recommender,
@@ -298,26 +300,10 @@ def rank_part(
                 all_ranks.top[rows] = (top_lists(scores, top_k, out)["drop"] if rule == "window" else lists[rule])[0]
     return found
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #21540f99
+# %% ../../nbs/api/serving/55_recommender.ipynb #49937319
 def _vocabulary(tokenizer: ItemTokenizer) -> str:
     "Hash of the items in token order; written beside the weights, which fit no other order"
     return content_hash(SEPARATOR.join(tokenizer.items))
-
-
-@patch
-def save(
-    self: Recommender,
-    folder: str | Path,  # made if it is not there
-) -> None:
-    "Write the recommender to a run folder: all of it, or nothing"
-    check_savable(self.model)
-    folder = Path(folder)
-    record = read_record(folder) if file_of(folder, "run.json").exists() else {}
-    record |= {"format": FORMAT, "class": class_name(self.model), "config": asdict(self.model.config), "data": self.data}
-    record |= {"files": sorted(self.model.files()), "versions": versions()}
-    with saving(folder) as stage:
-        self._write_files(stage)
-        (stage / "run.json").write_text(json.dumps(record, indent=1))
 
 
 @patch
@@ -340,6 +326,22 @@ def _write_files(self: Recommender, stage: Path) -> None:
     pq.write_table(self._history_table(), stage / "histories.parquet")
     if self.log:
         (stage / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.log))
+
+# %% ../../nbs/api/serving/55_recommender.ipynb #c473c465
+@patch
+def save(
+    self: Recommender,
+    folder: str | Path,  # made if it is not there
+) -> None:
+    "Write the recommender to a run folder: all of it, or nothing"
+    check_savable(self.model)
+    folder = Path(folder)
+    record = read_record(folder) if file_of(folder, "run.json").exists() else {}
+    record |= {"format": FORMAT, "class": class_name(self.model), "config": asdict(self.model.config), "data": self.data}
+    record |= {"files": sorted(self.model.files()), "versions": versions()}
+    with saving(folder) as stage:
+        self._write_files(stage)
+        (stage / "run.json").write_text(json.dumps(record, indent=1))
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #f6fb7377
 def _read_model(

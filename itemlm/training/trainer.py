@@ -292,6 +292,31 @@ def read_config(
     }
     return TrainingConfig(model=kind.Config(**fitted["model"]), **plain)
 
+# %% ../../nbs/api/training/55_trainer.ipynb #dab71220
+def _train(
+    rec: Recommender, parts: Split, config: TrainingConfig, folder: Path | None, max_minutes: float | None, verbose: bool
+) -> Recommender:
+    "Train the model of a new recommender, if it learns; save it"
+    if not rec.model.learns:
+        rec.model.eval()
+        if folder:
+            rec.save(folder)
+        return rec
+    trainer = Trainer(rec, parts, config, folder, verbose)
+    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+    if trainer.progress.step:
+        trainer.say(f"going on from step {trainer.progress.step:,}, epoch {trainer.epoch + 1}")
+    elif verbose:
+        trainer.say(f"{estimate(rec.model, trainer.sequences, config)} on {rec.model.device}")
+    trainer.lap = time.monotonic()
+    while not trainer.done:  # at least one step, however little time there is
+        trainer.train_epoch(deadline)
+        if time.monotonic() > deadline:
+            break
+    if not trainer.done:
+        trainer.say(f"stopped after {max_minutes:g} minutes, in epoch {trainer.epoch + 1} of {config.epochs}")
+    return trainer.finish()
+
 # %% ../../nbs/api/training/55_trainer.ipynb #5c3b28de
 def fit(
     parts: Split,
@@ -321,28 +346,3 @@ def fit(
             return load(folder, device, type(model))
         rec = Recommender.from_split(prepare_model(model, config, parts, tokenizer), tokenizer, parts)
         return _train(rec, parts, config, folder, max_minutes, verbose)
-
-# %% ../../nbs/api/training/55_trainer.ipynb #dab71220
-def _train(
-    rec: Recommender, parts: Split, config: TrainingConfig, folder: Path | None, max_minutes: float | None, verbose: bool
-) -> Recommender:
-    "Train the model of a new recommender, if it learns; save it"
-    if not rec.model.learns:
-        rec.model.eval()
-        if folder:
-            rec.save(folder)
-        return rec
-    trainer = Trainer(rec, parts, config, folder, verbose)
-    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-    if trainer.progress.step:
-        trainer.say(f"going on from step {trainer.progress.step:,}, epoch {trainer.epoch + 1}")
-    elif verbose:
-        trainer.say(f"{estimate(rec.model, trainer.sequences, config)} on {rec.model.device}")
-    trainer.lap = time.monotonic()
-    while not trainer.done:  # at least one step, however little time there is
-        trainer.train_epoch(deadline)
-        if time.monotonic() > deadline:
-            break
-    if not trainer.done:
-        trainer.say(f"stopped after {max_minutes:g} minutes, in epoch {trainer.epoch + 1} of {config.epochs}")
-    return trainer.finish()
