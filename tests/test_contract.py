@@ -39,7 +39,7 @@ class LSTMRec(SequenceModel):
     def __init__(self, config):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.n_special + config.n_items, config.width)
-        self.lstm = nn.LSTM(config.width, config.width, config.layers, batch_first=True, dropout=config.dropout)
+        self.lstm = nn.LSTM(config.width, config.width, config.layers, batch_first=True, dropout=config.dropout * (config.layers > 1))
 
     def encode(self, tokens, cache=None):  # (B, T) -> (B, T, D)
         return self.lstm(self.embed_tokens(tokens))[0]
