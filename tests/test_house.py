@@ -24,6 +24,7 @@ serving.topk serving.recommender
 training.schedule training.ppmi training.checkpoint training.trainer
 evaluation.report evaluation.compare evaluation.protocols evaluation.cold
 explain
+parameters
 jobs
 """.split()  # in the order in which data flows
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}
