@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['accept_dotted_names', 'starting_command', 'pairs_of', 'text_of_pairs', 'listed', 'job_parameters', 'UsualParameters',
-           'DataParameters', 'recorded_parameters', 'setting', 'RecipeParameters', 'TrainParameters', 'recipe_of']
+           'ExploreParameters', 'DataParameters', 'recorded_parameters', 'setting', 'RecipeParameters',
+           'TrainParameters', 'recipe_of']
 
 # %% ../nbs/api/74_parameters.ipynb #12e11961
 import ast
@@ -30,7 +31,7 @@ from .models.recipe import PRECISIONS, STARTS, TrainingConfig, checked
 from .runs.folder import file_of, read_record
 from .workspace import workspace
 
-# %% ../nbs/api/74_parameters.ipynb #26b78bc6
+# %% ../nbs/api/74_parameters.ipynb #cde95145
 _APART = "dotted_parameters"  # a dictionary of values whose names are none in Python
 
 
@@ -53,7 +54,7 @@ def _assigned(cell: str) -> list[str] | None:  # None: the cell does more than t
     plain = None not in names and all(isinstance(call, ast.Name) and call.id == "float" for call in calls)  # papermill writes float('nan')
     return names if plain else None
 
-
+# %% ../nbs/api/74_parameters.ipynb #682c36e3
 def _given_names(
     cells: list[str],  # what the kernel has run, the job's own cell last
 ) -> tuple[set[str], set[str]]:  # by the notebook's declaration, by papermill
@@ -248,7 +249,7 @@ def _check_choices(asked: dict) -> None:
         if asked[name] not in ("", None) and asked["protocol"] != protocol:
             raise ValueError(f"parameter {name}={asked[name]!r} is of protocol={protocol}, and the protocol is {asked['protocol']}")
 
-# %% ../nbs/api/74_parameters.ipynb #fd6dd6b4
+# %% ../nbs/api/74_parameters.ipynb #0930f7ba
 @dataclass(frozen=True, kw_only=True)
 class UsualParameters:
     "What most trainings are asked for"
@@ -270,6 +271,13 @@ class UsualParameters:
     out_dir: str = ""  # the run folder; empty = one of its own in the workspace
     like: str = ""  # a run folder, or its name: what is not given is as it was there
     settings: str = ""  # anything by its dotted name, "model.width=128, loss.negatives=64"
+
+# %% ../nbs/api/74_parameters.ipynb #6c17c051
+@dataclass(frozen=True, kw_only=True)
+class ExploreParameters:
+    "What `explore.ipynb` is asked for"
+
+    run: str = ""  # a run folder, or its name; empty = the newest of the workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +350,7 @@ def _settled(
     columns = pairs_of(_text("columns", plain.get("columns", asked["columns"]), {}), "parameter columns") | columns
     return plain | {"columns": text_of_pairs(columns), "settings": text_of_pairs(rest)}
 
-# %% ../nbs/api/74_parameters.ipynb #0f7408fd
+# %% ../nbs/api/74_parameters.ipynb #5a501cfe
 @dataclass(frozen=True, kw_only=True)
 class RecipeParameters:
     "Every field of the recipe; None = as the preset has it"
@@ -358,6 +366,14 @@ class RecipeParameters:
     compile: bool | None = None  # torch.compile the model
 
 
+def _check_seeds(seeds: str, seed: int) -> None:
+    "Raise unless a text is a list of different seeds"
+    if not all(re.fullmatch(r"\d+", one) for one in listed(seeds)) or not listed(seeds) or len(set(listed(seeds))) < len(listed(seeds)):
+        raise ValueError(f"parameter seeds={seeds!r} must be different whole numbers, such as 0,1,2")
+    if seed and seed != int(listed(seeds)[0]):
+        raise ValueError(f"parameter seed={seed} and seeds={seeds!r} were both given: choose one of them")
+
+# %% ../nbs/api/74_parameters.ipynb #05e9caad
 @dataclass(frozen=True, kw_only=True)
 class TrainParameters(RecipeParameters, DataParameters, UsualParameters):
     "What a training is asked for"
@@ -379,14 +395,6 @@ class TrainParameters(RecipeParameters, DataParameters, UsualParameters):
     def _set(self, values: dict) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)
-
-
-def _check_seeds(seeds: str, seed: int) -> None:
-    "Raise unless a text is a list of different seeds"
-    if not all(re.fullmatch(r"\d+", one) for one in listed(seeds)) or not listed(seeds) or len(set(listed(seeds))) < len(listed(seeds)):
-        raise ValueError(f"parameter seeds={seeds!r} must be different whole numbers, such as 0,1,2")
-    if seed and seed != int(listed(seeds)[0]):
-        raise ValueError(f"parameter seed={seed} and seeds={seeds!r} were both given: choose one of them")
 
 # %% ../nbs/api/74_parameters.ipynb #dd60e0f5
 @patch

@@ -21,7 +21,9 @@ from .base import ModelConfig
 from .losses import described, full_softmax
 from ..show import Table
 
-# %% ../../nbs/api/models/33_recipe.ipynb #624d5bdb
+# %% ../../nbs/api/models/33_recipe.ipynb #0b7e8500
+PRECISIONS = ("float32", "bfloat16")
+STARTS = ("ppmi", "random")
 _WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text", NoneType: "None"}
 
 
@@ -50,14 +52,12 @@ def check_fields(
     for one in fields(config):
         value = vars(config)[one.name]
         plain = checked(prefix + one.name, value, one.type)
+        if one.name == "seed" and not 0 <= plain < 2**32:
+            raise ValueError(f"{prefix}seed={plain} must be from 0 to {2**32 - 1}")
         if isinstance(value, np.generic):
             object.__setattr__(config, one.name, plain)
 
-# %% ../../nbs/api/models/33_recipe.ipynb #4e4dcd8f
-PRECISIONS = ("float32", "bfloat16")
-STARTS = ("ppmi", "random")
-
-
+# %% ../../nbs/api/models/33_recipe.ipynb #3d8ea869
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     "What to train and how"
@@ -87,8 +87,6 @@ class TrainingConfig:
         for name in ("epochs", "batch", "lr", "patience"):
             if vars(self)[name] <= 0:
                 raise ValueError(f"{name}={vars(self)[name]} must be above 0")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} must be from 0 to {2**32 - 1}")
         if not (0 <= self.warmup < 1 and min(self.weight_decay, self.valid_targets, self.clip) >= 0):
             raise ValueError("warmup must be at least 0 and below 1, weight_decay, valid_targets and clip at least 0")
         described(self.loss)  # a loss that cannot be named is refused here
