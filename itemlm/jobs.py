@@ -41,10 +41,11 @@ from .show import Html, Table, Value, digits, facts, names_of
 from .training.trainer import build_model, fit, run_identity, sized
 from .workspace import workspace
 
-# %% ../nbs/api/75_jobs.ipynb #2871b925
+# %% ../nbs/api/75_jobs.ipynb #f4bac75b
 _SAYS = (  # what an error advises in Python, and the same among the parameters
     (r"\b(user|item|time|rating)=(?=['\"]|False|\.\.\.)", r"columns.\1="),
-    (r"\bin split\(\)|\bin split\b", "in protocol"),
+    (r"\b(encoding|header|missing)=(?=['\"]|True|False)", r"data.\1="),
+    (r"\bin split\(\)", "in cuts"),
     (r"\bhow=(?=['\"])", "protocol="),
 )
 
@@ -62,8 +63,8 @@ def said_here() -> Iterator[None]:
             raise
         raise type(error)(text) from None
 
-# %% ../nbs/api/75_jobs.ipynb #33a7a551
-_READ = ("items", "min_rating", "k_core", "where", "duplicates")  # parameters with names of their own
+# %% ../nbs/api/75_jobs.ipynb #4e45001d
+_READ = ("items", "min_rating", "k_core", "duplicates", "repeats")  # parameters with names of their own
 
 
 def _columns(text: str) -> dict[str, str | bool]:
@@ -74,17 +75,10 @@ def _columns(text: str) -> dict[str, str | bool]:
     return {role: False if (role, column.lower()) == ("time", "false") else column for role, column in pairs.items()}
 
 
-def _options(asked: TrainParameters) -> dict:
-    "What was asked of the data, by the names that `read_events` has for it"
-    takes = inspect.signature(read_events).parameters
-    given = {name: vars(asked)[name] for name in _READ if vars(asked)[name] not in ("", None)} | _columns(asked.columns)
-    more = {name.partition(".")[2]: text for name, text in pairs_of(asked.settings).items() if name.startswith("data.")}
-    valid = [name for name in takes if name not in ("source", "verbose", *COLUMNS, *_READ)]
-    if unknown := sorted({*more} - {*valid}) + sorted({*given} - {*takes}):
-        raise ValueError(f"unknown parameter data.{unknown[0]}; valid are {', '.join(f'data.{name}' for name in valid)}")
-    if "items" in given:
-        given["items"] = _found(given["items"])
-    return given | {name: setting(f"data.{name}", text, takes[name].annotation) for name, text in more.items()}
+def _where(text: str) -> dict[str, str | list[str]]:
+    "Columns with the value, or values, that are wanted of them"
+    many = lambda value: [one.strip(" '\"") for one in value[1:-1].split(",")] if re.fullmatch(r"\[.*\]", value) else value
+    return {column: many(value) for column, value in pairs_of(text, "parameter where").items()}
 
 
 def _found(path: str) -> Path:
@@ -92,11 +86,31 @@ def _found(path: str) -> Path:
     places = Path(path).expanduser(), workspace().root / path
     return next((place for place in places if place.exists()), places[0])
 
-# %% ../nbs/api/75_jobs.ipynb #8093ced6
+# %% ../nbs/api/75_jobs.ipynb #ccec013b
+def _options(asked: TrainParameters) -> dict:
+    "What was asked of the data, by the names that `read_events` has for it"
+    takes, whole = inspect.signature(read_events).parameters, _open_ended(read_events)
+    given = {name: vars(asked)[name] for name in _READ if vars(asked)[name] not in ("", None)} | _columns(asked.columns)
+    given |= {"where": _where(asked.where)} if asked.where else {}
+    more = {name.partition(".")[2]: text for name, text in pairs_of(asked.settings).items() if name.startswith("data.")}
+    own = {"source", "name", "verbose", "where", *COLUMNS, *_READ}
+    if wrong := sorted({*more} & own) + ([] if whole else sorted({*more, *given} - {*takes})):
+        valid = ", ".join(f"data.{name}" for name, p in takes.items() if name not in own and p.kind is not p.VAR_KEYWORD)
+        raise ValueError(f"unknown parameter data.{wrong[0]}; valid are {valid or 'none'}, and those that train.ipynb declares")
+    if "items" in given:
+        given["items"] = _found(given["items"])
+    return given | {name: setting(f"data.{name}", text, takes[name].annotation if name in takes else str) for name, text in more.items()}
+
+
+def _open_ended(function: Callable) -> bool:
+    "Does it take arguments by names that its signature does not tell?"
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+# %% ../nbs/api/75_jobs.ipynb #4f06db4e
 def _events(asked: TrainParameters) -> Events:
     "The data set, prepared and kept where it can be, read anew where more is asked than is kept"
     options, takes = _options(asked), inspect.signature(load_dataset).parameters
-    if set(options) <= set(takes) or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+    if set(options) <= set(takes) or _open_ended(load_dataset):
         return load_dataset(asked.dataset, **options)
     if asked.dataset in KNOWN:
         more = ", ".join(name for name in options if name not in takes)

@@ -229,7 +229,7 @@ def recommend(
     table = pd.DataFrame({"user": names[rows], "rank": ranks + 1, "item": ids, "title": self.titles(ids), "score": values[rows, ranks]})
     return table if users is not None else table.drop(columns="user")
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #2e6ed41b
+# %% ../../nbs/api/serving/55_recommender.ipynb #5d02f824
 @patch
 def window(
     self: Recommender,
@@ -250,7 +250,7 @@ def item_vectors(self: Recommender) -> Tensor:  # (V, D) rows of length 1, on th
         table = self.model.item_table()
     if table is None:
         raise ValueError(f"{type(self.model).__name__} has no item vectors, so there is no map of it; choose a run of another model")
-    return normalize(table.float().cpu(), dim=-1).clone()
+    return normalize(table.detach().float().cpu(), dim=-1).clone()
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #a41aae3e
 @patch
