@@ -57,20 +57,20 @@ def _assigned(cell: str) -> list[str] | None:  # None: the cell does more than t
     plain = None not in names and all(isinstance(call, ast.Name) and call.id == "float" for call in calls)  # papermill writes float('nan')
     return names if plain else None
 
-# %% ../nbs/api/74_parameters.ipynb #682c36e3
+# %% ../nbs/api/74_parameters.ipynb #eae2e13d
 def _given_names(
     cells: list[str],  # what the kernel has run, the job's own cell last
-) -> tuple[set[str], set[str]]:  # by the notebook's declaration, by papermill
-    "Names that the cells of plain assignments right before the last cell declare, and those that papermill's cell sets"
-    declared = set()
+) -> tuple[set[str], set[str]]:  # set by the cells right before the last one; by papermill's, wherever it is
+    "Names that the notebook's declaration and papermill's cell set"
+    said, injected = set(), lambda cell: cell.lstrip().startswith("# Parameters")
     for cell in reversed(cells[:-1]):
         names = _assigned(cell)
         if names is None:
             break
-        if any(isinstance(line, ast.AnnAssign) for line in ast.parse(cell).body):  # others are a reader's own
-            declared |= set(names)
-    passed = next((cell for cell in reversed(cells[:-1]) if cell.lstrip().startswith("# Parameters")), "")
-    return declared, set(_assigned(passed) or []) - {_APART}
+        if injected(cell) or any(isinstance(line, ast.AnnAssign) for line in ast.parse(cell).body):  # others are a reader's own
+            said |= set(names)
+    passed = next((cell for cell in reversed(cells[:-1]) if injected(cell)), "")
+    return said - {_APART}, set(_assigned(passed) or []) - {_APART}
 
 # %% ../nbs/api/74_parameters.ipynb #adb478e8
 def _set_apart(lines: list[str]) -> list[str]:
@@ -216,7 +216,7 @@ def _unfolded(given: dict) -> dict:
     named = {name: flat.pop(f"{name}.name") for name in nested if f"{name}.name" in flat}
     return {name: value for name, value in given.items() if name not in nested} | flat | named
 
-# %% ../nbs/api/74_parameters.ipynb #e0e05960
+# %% ../nbs/api/74_parameters.ipynb #e3dad864
 def _given(
     names: dict,  # of a notebook, or of a caller
     known: dict,  # name -> field
@@ -224,10 +224,10 @@ def _given(
     "What a notebook's namespace, or a dictionary, says of the parameters: what papermill passed, and what is not as declared"
     if "In" not in names:
         return _unfolded(names), set(names)
-    declared, passed = _given_names(names["In"])
+    said, passed = _given_names(names["In"])
     values, apart = {name: names[name] for name in known if name in names}, names.get(_APART, {})
     given = {name: value for name, value in values.items() if name in passed or value != known[name].default}
-    return _unfolded(given | apart), declared | passed | apart.keys()
+    return _unfolded(given | apart), said | apart.keys()
 
 
 def job_parameters(
