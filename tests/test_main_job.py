@@ -17,10 +17,11 @@ from conftest import ROOT
 from itemlm.data.datasets import load_dataset
 from itemlm.data.split import split
 from itemlm.evaluation.report import evaluate
-from itemlm.jobs import TrainParameters, find_job, job_parameters, open_job
+from itemlm.jobs import TrainParameters, _figure_html, find_job, job_parameters, open_job, plotly_script
 from itemlm.models.counting import popularity
 from itemlm.parameters import ExploreParameters, recipe_of
 from itemlm.runs.folder import read_record
+from itemlm.show import figure
 from itemlm.study import StudyParameters
 from itemlm.training.trainer import fit
 
@@ -360,6 +361,26 @@ def test_compare_and_explore_refuse_undeclared_names(beside):
         with pytest.raises(ValueError, match=f"unknown parameter {name}; valid are {valid}"):
             job_parameters(declared, {"In": cells, name: 3})
     assert job_parameters(ExploreParameters, {"In": ["run = ''", "# Parameters\nrun = 2024", ""], "run": 2024}).run == "2024"
+
+
+def test_figures_of_a_report_need_no_network(tmp_path, browser):
+    "The page brings plotly along; nothing in a title ends its script."
+    drawn = figure(title_text="</script><b>").add_scatter(x=[1, 2], y=[3, 4])
+    (tmp_path / "report.html").write_text(f"<body>{plotly_script()}{_figure_html(drawn.to_dict())}</body>", encoding="utf-8")
+    page, failed = browser.new_context(offline=True).new_page(), []
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_selector(".plotly-graph-div .main-svg", timeout=60_000)
+    assert not failed
+
+
+def test_a_run_with_a_plain_item_table_can_be_explored(beside):
+    "Its vectors are numbers, whatever they were in training."
+    asked = TrainParameters(dataset="odd.csv", columns="user=visitor, item=aid, time=ts", model="sasrec_ce", preset="tiny", epochs=1)
+    job = find_job(asked, beside / "runs")
+    vectors = fit(job.parts, job.recipe, device="cpu", verbose=False).item_vectors()
+    assert not vectors.requires_grad and vectors.numpy().shape == (12, 16)
 
 
 STUB = '#!/bin/sh\nfor word in "$@"; do printf \'%s\\n\' "$word"; done\n'  # says what it was called with, a line each
