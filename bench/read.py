@@ -26,8 +26,8 @@ READ = (
 )
 NOTES = (
     f"{ROWS:,} rows of Parquet (user, item, rating, time, text; 200,000 users, 50,000 items), read_events in a process of its own. "
-    f"read_5m_cpu_ratio: processor seconds over those of the older checkout, median over {PAIRS} pairs in turns. read_5m_peak_gb: peak resident memory of the "
-    "process, imports included; read_5m_peak_ratio: over the older's."
+    f"read_5m_cpu_ratio: processor seconds over those of the older checkout, median over {PAIRS} pairs in turns. read_5m_peak_gb: peak "
+    "resident memory of the process, imports included; read_5m_peak_ratio: over the older's."
 )
 
 
