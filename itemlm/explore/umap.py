@@ -126,7 +126,7 @@ def _start_process(folder: Path) -> subprocess.Popen:
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-c", _START, str(folder)], stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, env=env)
 
-# %% ../../nbs/api/explore/81_umap.ipynb #d4c33d88
+# %% ../../nbs/api/explore/81_umap.ipynb #c805822f
 class MapJob:
     "UMAP in a process of its own, which stops when this one does"
 
@@ -144,6 +144,11 @@ class MapJob:
         self.process = _start_process(self.folder)
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
+
+    def stop(self) -> None:
+        "End the process; nobody is told"
+        self.say = self.done = lambda *said: None
+        self.process.kill()
 
     def _follow(self):
         "Hand the vectors over, pass progress on, read the result"
