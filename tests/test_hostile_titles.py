@@ -70,7 +70,7 @@ ODD = [
     "half \ud800",
 ]
 TITLES = [*TEXTS, LONG, *ODD]
-RUN = "a <b>run & more"
+RUN = "a <b>run & $x$ %{y}"
 
 
 def objects(values: list) -> pd.Series:
