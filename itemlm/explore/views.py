@@ -94,7 +94,7 @@ def _marked(
     rows = nearest_items(vectors, picked, k)[0], [picked]
     return [(points[some], item_names(rec.items.iloc[some])) for some in rows]
 
-# %% ../../nbs/api/explore/88_views.ipynb #d160e942
+# %% ../../nbs/api/explore/88_views.ipynb #ab8c6bd8
 class MapView(W.VBox):
     "The item map with search, and the page of the item that is picked"
 
@@ -129,12 +129,6 @@ class MapView(W.VBox):
         self.figure.add_traces([mark_trace(mark, *places) for mark, places in zip((NEAR_MARK, PICKED_MARK), marked)])
         self.page = _put(self.holder, Page(Sheet(self.figure), kind="map"), lambda click: self.pick(click["at"]))
 
-    def close(self):
-        "Close it, and end the making of a map"
-        if self.job:
-            self.job.stop()
-        super().close()
-
 # %% ../../nbs/api/explore/88_views.ipynb #280f11a1
 @patch
 def pick(self: MapView, column: int):
@@ -143,7 +137,7 @@ def pick(self: MapView, column: int):
     self.near.show(item_sheet(self.rec, self.vectors, column, live=True))
     self.page.marks = _marks(self.figure, _marked(self.rec, self.vectors, self.points, column))
 
-# %% ../../nbs/api/explore/88_views.ipynb #95392416
+# %% ../../nbs/api/explore/88_views.ipynb #227d3602
 @patch
 def move(self: MapView):
     "Show the projection chosen, if it is there; else have it made"
@@ -168,6 +162,14 @@ def made(self: MapView, points: np.ndarray | None, problem: str):
     self.status.show("")
     if self.projection.value == "UMAP":
         self.draw()
+
+
+@patch
+def close(self: MapView):
+    "Close it, and end the making of a map"
+    if self.job:
+        self.job.stop()
+    W.VBox.close(self)
 
 # %% ../../nbs/api/explore/88_views.ipynb #c6947f1e
 class _UserControls(W.VBox):

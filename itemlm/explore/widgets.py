@@ -157,7 +157,7 @@ class Page(anywidget.AnyWidget):
         "Call a function with each click on a kind of button; `point` is a point of a figure"
         self.observe(lambda change: change.new.get("do") == do and answer(change.new), "clicked")
 
-# %% ../../nbs/api/explore/87_widgets.ipynb #a4a42fe2
+# %% ../../nbs/api/explore/87_widgets.ipynb #978d2204
 _NARROW = dict(width="320px")
 _LABEL = {"description_width": "initial"}
 
@@ -185,7 +185,7 @@ def box(*children, kind: str = "", column: bool = False, **layout):  # an ipywid
     made = W.Box(children, layout=W.Layout(display="flex", flex_flow=flow, **layout))
     return made.add_class(kind) if kind else made
 
-
+# %% ../../nbs/api/explore/87_widgets.ipynb #7a02b6f9
 def close_whole(widget) -> None:
     "Close a widget with all that stands in it, and with what says how it looks; the kernel and the page forget them"
     for child in getattr(widget, "children", ()):
