@@ -6,7 +6,7 @@
 __all__ = ['job_parameters', 'TrainParameters', 'opened_data', 'recipe_of', 'run_name', 'Job', 'find_job', 'open_job',
            'training_job', 'popularity_report', 'headline', 'folded', 'show_users']
 
-# %% ../nbs/api/75_jobs.ipynb #92d7e5ff
+# %% ../nbs/api/75_jobs.ipynb #d0175da9
 import ast
 import html
 import inspect
@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 from fastcore.basics import patch
 
-from .core import content_hash, write_json
+from .core import content_hash
 from .data.datasets import load_dataset
 from .data.split import Part, Split, shuffle_ties, split
 from .data.tokenizer import ItemTokenizer
@@ -29,7 +29,7 @@ from .evaluation.report import Report, evaluate
 from .models.losses import LOSSES
 from .models.presets import MODELS, SIZES, named, preset
 from .models.recipe import PRECISIONS, STARTS, TrainingConfig
-from .runs.folder import claim_run, read_record
+from .runs.folder import claim_run
 from .runs.ledger import read_run
 from .serving.recommender import Recommender
 from .show import Html, Table, Value, digits, facts, names_of
@@ -238,16 +238,15 @@ def find_job(
     known = dict(asked=asked, parts=parts, recipe=recipe, identity=identity, folder=folder, metrics=metrics)
     return Job(**known, seconds={"prepare": time.perf_counter() - started})
 
-# %% ../nbs/api/75_jobs.ipynb #68707f93
+# %% ../nbs/api/75_jobs.ipynb #8a0f1851
 def open_job(
     asked: TrainParameters,
     runs: str | Path | None = None,  # where folders are made; None = the workspace's
 ) -> Job:
     "Open the data and the folder of a run, or say how the run that lives there differs"
     job = find_job(asked, runs)
-    with claim_run(job.folder, job.identity):
-        write_json(job.folder / "run.json", read_record(job.folder) | {"params": asked.deciding()})
-    return job
+    with claim_run(job.folder, job.identity, params=asked.deciding()):
+        return job
 
 # %% ../nbs/api/75_jobs.ipynb #26d2eac9
 @patch
