@@ -32,7 +32,7 @@ def path_of(path: str | Path) -> Path:
     except RuntimeError:
         raise ValueError(f"{path}: there is no such user here; write the path of the folder, or ./{path} for one of that name") from None
 
-# %% ../nbs/api/00_core.ipynb #66cd9f27
+# %% ../nbs/api/00_core.ipynb #b05d7aa8
 def _is_finite(value: object) -> bool:
     "Is it a number, neither NaN nor infinite?"
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)  # of any length
@@ -61,8 +61,9 @@ def number_between(
 ) -> float:
     "A finite number from `low` to below `high`, or one clear error"
     if not _is_finite(value) or not (low <= value < high) or (value == low and not low_too):
-        ends = f"{'at least' if low_too else 'above'} {low:g}" + (f" and below {high:g}" if high < math.inf else "")
-        raise ValueError(f"{name}={value!r} must be a finite number {ends}")
+        ends = f" {'at least' if low_too else 'above'} {low:g}" if low > -math.inf else ""
+        ends += f" and below {high:g}" if high < math.inf else ""
+        raise ValueError(f"{name}={value!r} must be a finite number{ends}")
     return value.item() if isinstance(value, np.number) else value
 
 # %% ../nbs/api/00_core.ipynb #247f3a8b

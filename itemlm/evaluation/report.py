@@ -74,7 +74,26 @@ def target_facts(
         }
     )
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #a6373fee
+# %% ../../nbs/api/evaluation/60_report.ipynb #bf0e0ade
+def _target_times(parts: Split, part: Part) -> np.ndarray:  # (B,) Unix seconds, 0 where not known
+    "When each target was taken"
+    events = parts.events
+    rows = pd.Index(events.users).get_indexer(part.users)
+    there = (rows >= 0) & (part.histories.lengths < events.sequences.lengths[rows])
+    place = np.where(there, events.sequences.offsets[rows] + part.histories.lengths, 0)
+    return np.where(there & (events.sequences.values[place] == part.targets), events.times[place], 0)
+
+
+def _at_the_same_time(
+    read: tuple[np.ndarray, np.ndarray, np.ndarray],  # (N,) user, token and time of what was trained on
+    asked: tuple[np.ndarray, np.ndarray, np.ndarray],  # (B,) user, token and time of targets
+) -> np.ndarray:  # (B,) bool
+    "Targets that are among what was trained on, their time included; those without a time are taken to be"
+    some = np.isin(read[0], asked[0])
+    known = pd.MultiIndex.from_arrays([column[some] for column in read])
+    return pd.MultiIndex.from_arrays(asked).isin(known) | (asked[2] == 0)
+
+# %% ../../nbs/api/evaluation/60_report.ipynb #35164605
 def trained_targets(
     rec: Recommender,
     parts: Split,
@@ -95,7 +114,12 @@ def trained_targets(
     found = np.where(learnt[place] == asked, times[place], 0) if len(learnt) else np.zeros(len(part), np.int64)
     owner = np.repeat(np.arange(len(part)), histories.lengths)
     before = np.bincount(owner[histories.values == (columns + rec.tokenizer.n_special)[owner]], minlength=len(part))
-    return (rows >= 0) & (columns >= 0) & (found > before)
+    found = (rows >= 0) & (columns >= 0) & (found > before)
+    if found.any() and len(rec.times) and parts.events.has_times:  # another data set may use the same ids
+        when = Ragged(rec.times[keep], np.append(0, keep.cumsum())[rec.histories.offsets]).head(rec.trained).values
+        target = rows[found], columns[found] + rec.tokenizer.n_special, _target_times(parts, part)[found]
+        found[found] = _at_the_same_time((np.repeat(np.arange(len(read)), read.lengths), read.values, when), target)
+    return found
 
 # %% ../../nbs/api/evaluation/60_report.ipynb #8c4c2bcb
 def _protocol(

@@ -65,7 +65,7 @@ def write_record(folder: str | Path, record: dict) -> None:
     "Write `run.json`, sealed"
     write_json(path_of(folder) / "run.json", sealed(record))
 
-# %% ../../nbs/api/runs/50_folder.ipynb #4022f0bb
+# %% ../../nbs/api/runs/50_folder.ipynb #da819be4
 ADVICE = {
     RESUME: "delete it, and the run starts anew",
     "metrics.json": "evaluate the run again, and save the report",
@@ -83,6 +83,8 @@ def check_file(
     advice = ADVICE.get(name, "copy the folder again, or delete it")
     if known is None:
         raise ValueError(f"{path} is no file of the run that run.json tells of; {advice}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; {advice}")
     if file_hash(path) != known:
         raise ValueError(f"{path} is damaged or of another run: it does not hold what run.json says; {advice}")
     return path

@@ -168,7 +168,7 @@ def _log(folder: Path) -> list[dict]:
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged ({error}); copy the folder again, or delete it") from None
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #cf69998e
+# %% ../../nbs/api/runs/51_ledger.ipynb #a8f7b597
 def _read(folder: Path, whole: bool, found: dict) -> tuple[str, str]:  # state and reason; `found` is filled as far as it goes
     "What a run folder says, or an error"
     found |= {"record": _object(folder, "run.json"), "log": [], "report": {}, "facts": {}}
@@ -181,9 +181,9 @@ def _read(folder: Path, whole: bool, found: dict) -> tuple[str, str]:  # state a
         raise ValueError("run.json is damaged: it is not what itemlm wrote; copy the folder again, or delete it")
     if report and not file_of(folder, REPORT[1]).exists():
         report, reason = {}, reason or f"{REPORT[1]} is missing: evaluate it again"
-    wrong = _wrong_figures(record, found["log"], report)
-    found["report"] = {} if wrong else report
-    found["facts"] = _facts(record, found["log"], found["report"]) | {"parameters": _check_files(folder, record, whole)}
+    wrong, facts = _wrong_figures(record, found["log"], report), _facts(record, found["log"], report)  # an error, if it is no report
+    found["report"], facts = ({}, _facts(record, found["log"], {})) if wrong else (report, facts)
+    found["facts"] = facts | {"parameters": _check_files(folder, record, whole)}
     return state, reason or wrong
 
 

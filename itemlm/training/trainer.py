@@ -337,25 +337,22 @@ def _train(
         trainer.say(f"stopped after {max_minutes:g} minutes, in epoch {trainer.epoch + 1} of {config.epochs}")
     return trainer.finish()
 
-# %% ../../nbs/api/training/55_trainer.ipynb #d583e86e
+# %% ../../nbs/api/training/55_trainer.ipynb #edc47bae
 def _needed_bytes(rec: Recommender) -> int:
-    "What a run will take on a disk, a little too much: its resume state twice while it is replaced, weights, tables, a report"
+    "What a run will take on a disk, a little too much: its resume state twice, weights, tables, a report; raises if no file takes them"
     weights = sum(weight.numel() * weight.element_size() for weight in rec.model.state_dict().values())
     return (9 if rec.model.learns else 1) * weights + 2 * rec.check_tables() + 400 * len(rec.users)
 
 
-def _check_room(rec: Recommender, folder: Path | None) -> None:
-    "Raise if a recommender could not be saved, or if its run would not fit on the disk"
-    needed = _needed_bytes(rec)
-    if not folder:
-        return
+def _check_room(folder: Path, needed: int) -> None:  # bytes
+    "Raise if a run would not fit on the disk"
     there = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     free = shutil.disk_usage(folder).free
     if free + there < needed:
         said = f"{folder}: {free / 2**20:,.0f} MB are free and the run will take about {needed / 2**20:,.0f} MB"
         raise OSError(errno.ENOSPC, f"{said}; make room, or choose another out_dir")
 
-# %% ../../nbs/api/training/55_trainer.ipynb #e8795b35
+# %% ../../nbs/api/training/55_trainer.ipynb #769c7ae0
 def _finished(folder: Path | None) -> bool:
     "Is there nothing left to do?"
     return bool(folder) and read_record(folder).get("finished", False)
@@ -381,13 +378,15 @@ def fit(
     config = sized(config, tokenizer)
     model = build_model(config, device)
     check_savable(model)
+    rec = Recommender.from_split(model, tokenizer, parts)
+    needed = _needed_bytes(rec)
     identity = run_identity(parts, config, model, tokenizer)
     with claim_run(out_dir, identity) if out_dir else nullcontext() as folder:
         if _finished(folder):
             if verbose:
                 print(f"{folder.name} is finished: opened, not trained again", flush=True)
             return load(folder, device, type(model))
-        rec = Recommender.from_split(model, tokenizer, parts)
-        _check_room(rec, folder)
+        if folder:
+            _check_room(folder, needed)
         rec.model = prepare_model(model, config, parts, tokenizer)
         return _train(rec, parts, config, folder, max_minutes, verbose)
