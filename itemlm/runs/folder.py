@@ -186,7 +186,7 @@ def _finish_or_say(folder: Path, gone: set[str]) -> None:
         said = f"{folder}: everything is saved, but some of it still lies in {STAGE} ({error.strerror or error})"
         warnings.warn(f"{said}; the next time something is saved there it is moved", stacklevel=4)
 
-# %% ../../nbs/api/runs/50_folder.ipynb #828bede8
+# %% ../../nbs/api/runs/50_folder.ipynb #9d034616
 def _complete(stage: Path, old: dict, change: Callable[[dict], dict]) -> set[str]:  # files that belong to the run no more
     "Write the run.json of a save beside its files, and make all of them safe"
     new = change(dict(old))
@@ -194,10 +194,10 @@ def _complete(stage: Path, old: dict, change: Callable[[dict], dict]) -> set[str
         found = {path.name: file_hash(path) for path in sorted(stage.iterdir())}
         new = new | {"hashes": new.get("hashes", {}) | found}
         (stage / "run.json").write_text(json.dumps(sealed(new), indent=1) + "\n", encoding="utf-8")
-    (stage / MARK).touch()
     for path in stage.iterdir():
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
+    (stage / MARK).touch()
     return set(old.get("hashes", {})) - set(new.get("hashes", {}))
 
 
