@@ -5,7 +5,12 @@
 # %% auto #0
 __all__ = ['comparable', 'Comparison', 'compare', 'training_curves']
 
+<<<<<<< HEAD
 # %% ../../nbs/api/evaluation/61_compare.ipynb #46a3c4da
+=======
+# %% ../../nbs/api/evaluation/61_compare.ipynb #ac2ae21b
+import html
+>>>>>>> 27aa96e161482e23d6ed5f62c407d483e7d0f339
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -17,7 +22,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import flatten
+from ..core import flatten, path_of
 from .report import ACCURACY, LISTED, Report, mean_over_users, read_report, slice_groups
 from ..metrics.statistics import holm, paired_difference
 from ..runs.ledger import RunRecord, read_run
@@ -106,10 +111,11 @@ class _Run:
         state = f" ({self.record.state}: {self.record.reason})" if self.record.reason else ""
         return f"{self.name} has no {part} figures{state}: evaluate(load(folder), parts).save(folder) makes them"
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #806210ed
+# %% ../../nbs/api/evaluation/61_compare.ipynb #17707034
 def _folder(run: str | Path) -> Path:
     "The folder of a run: as it is, from the workspace's root, or among its runs"
-    places = (Path(run), workspace().root / run, workspace().runs / run)
+    run = path_of(run)
+    places = (run, workspace().root / run, workspace().runs / run)
     return next((path for path in places if path.is_dir()), places[0])
 
 
