@@ -6,7 +6,7 @@
 __all__ = ['said_here', 'opened_data', 'run_name', 'Job', 'find_job', 'open_job', 'training_job', 'popularity_report', 'headline',
            'folded', 'show_users', 'plotly_script', 'show_figures']
 
-# %% ../nbs/api/75_jobs.ipynb #d4da2fc1
+# %% ../nbs/api/75_jobs.ipynb #984566af
 import base64
 import gzip
 import html
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .core import content_hash, optional, write_json
+from .core import content_hash, optional
 from .data.datasets import KNOWN, load_dataset
 from .data.events import Events, read_events
 from .data.readers import COLUMNS
@@ -34,7 +34,7 @@ from .evaluation.report import Report, evaluate, mean_over_users
 from .models.presets import named, preset
 from .models.recipe import TrainingConfig
 from .parameters import TrainParameters, job_parameters, listed, pairs_of, recipe_of, setting, starting_command
-from .runs.folder import claim_run, read_record
+from .runs.folder import claim_run
 from .runs.ledger import read_run
 from .serving.recommender import Recommender
 from .show import Html, Table, Value, digits, facts, names_of
@@ -207,7 +207,7 @@ def find_job(
     known = dict(asked=asked, parts=parts, recipe=recipe, identity=identity, folder=folder, metrics=metrics, others=others)
     return Job(**known, seconds={"prepare": time.perf_counter() - started})
 
-# %% ../nbs/api/75_jobs.ipynb #bc04b82a
+# %% ../nbs/api/75_jobs.ipynb #fb464e17
 def open_job(
     asked: TrainParameters,
     runs: str | Path | None = None,  # where folders are made; None = the workspace's
@@ -215,9 +215,9 @@ def open_job(
     "Open the data and the folder of a run, or say how the run that lives there differs"
     job = find_job(asked, runs)
     for one in (job, *job.others):
-        with claim_run(one.folder, one.identity):
-            own = {"metrics": one.asked.metrics} if one.asked.metrics else {}
-            write_json(one.folder / "run.json", read_record(one.folder) | {"params": one.asked.deciding() | own})
+        own = {"metrics": one.asked.metrics} if one.asked.metrics else {}
+        with claim_run(one.folder, one.identity, params=one.asked.deciding() | own):
+            pass
     return job
 
 # %% ../nbs/api/75_jobs.ipynb #26d2eac9

@@ -5,12 +5,7 @@
 # %% auto #0
 __all__ = ['comparable', 'Comparison', 'compare', 'training_curves']
 
-<<<<<<< HEAD
-# %% ../../nbs/api/evaluation/61_compare.ipynb #46a3c4da
-=======
 # %% ../../nbs/api/evaluation/61_compare.ipynb #ac2ae21b
-import html
->>>>>>> 27aa96e161482e23d6ed5f62c407d483e7d0f339
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
