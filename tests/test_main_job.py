@@ -257,10 +257,10 @@ def test_parameters_without_a_kernel():
     assert job_parameters(TrainParameters, {"In": [*cells, "mine = 5", "run = training_job()"], "seed": 1}).seed == 1
 
 
-ODD = "visitor,aid,ts,kind\n" + "".join(f"u{u},i{(u + t) % 12},{t},view\n" for u in range(60) for t in range(6))
+ODD = "kunde,ware,ts,kind\n" + "".join(f"u{u},i{(u + t) % 12},{t},view\n" for u in range(60) for t in range(6))
 EVERYTHING = """
 dataset: odd.csv
-columns: {user: visitor, item: aid, time: ts}
+columns: {user: kunde, item: ware, time: ts}
 model: {name: sasrec_ce, width: 8}
 preset: tiny
 epochs: 1
@@ -280,7 +280,7 @@ def test_everything_from_one_command(tmp_path):
     assert sorted(path.name for path in (tmp_path / "0011").iterdir()) == ["seed0", "seed1"]  # not in a folder named 9, as YAML has it
     record = read_record(tmp_path / "0011/seed1")
     told = record["params"]
-    assert (told["columns"], told["model"], told["seed"]) == ("user=visitor, item=aid, time=ts", "sasrec_ce", 1)
+    assert (told["columns"], told["model"], told["seed"]) == ("user=kunde, item=ware, time=ts", "sasrec_ce", 1)
     assert (told["model.width"], told["loss.negatives"], told["lr"]) == (8, 4, 0.02)
     assert record["identity"]["fit"]["loss"] == {"name": "itemlm.models.losses:SampledSoftmax", "negatives": 4}
     report = (tmp_path / "out.ipynb").read_text()
@@ -297,7 +297,7 @@ def beside(tmp_path, monkeypatch) -> Path:
 
 def test_a_run_is_repeated_from_its_own_record(beside):
     "The same folder again; with a change on top another one, and nothing else changes; a default is a change, too."
-    asked = dict(dataset="odd.csv", columns="user=visitor, item=aid, time=ts", preset="tiny", lr=0.03, seed=5, protocol="last_n", n=1)
+    asked = dict(dataset="odd.csv", columns="user=kunde, item=ware, time=ts", preset="tiny", lr=0.03, seed=5, protocol="last_n", n=1)
     job = open_job(TrainParameters(**asked, settings={"model.width": 8, "loss": "gbce", "loss.t": 0.5}), beside / "runs")
     again = {"like": str(job.folder)}
     assert find_job(job_parameters(TrainParameters, again), beside / "runs").folder == job.folder
@@ -312,7 +312,7 @@ def test_a_run_is_repeated_from_its_own_record(beside):
 def test_advice_can_be_followed_where_it_is_given(beside):
     "What an error tells to set is a parameter, and setting it helps."
     asked = {"dataset": "odd.csv", "preset": "tiny"}
-    for role, column in (("user", "visitor"), ("item", "aid")):
+    for role, column in (("user", "kunde"), ("item", "ware")):
         with pytest.raises(ValueError, match=rf"Say which one it is: columns\.{role}='\.\.\.'"):
             open_job(job_parameters(TrainParameters, asked), beside / "runs")
         asked[f"columns.{role}"] = column
@@ -342,7 +342,7 @@ def test_advice_can_be_followed_where_it_is_given(beside):
 )
 def test_refused_before_anything_is_written(beside, given, problem):
     with pytest.raises(ValueError, match=problem):
-        asked = job_parameters(TrainParameters, {"dataset": "odd.csv", "columns.user": "visitor", "columns.item": "aid"} | given)
+        asked = job_parameters(TrainParameters, {"dataset": "odd.csv", "columns.user": "kunde", "columns.item": "ware"} | given)
         open_job(asked, beside / "runs")
     assert not (beside / "runs").exists()
 
@@ -377,7 +377,7 @@ def test_figures_of_a_report_need_no_network(tmp_path, browser):
 
 def test_a_run_with_a_plain_item_table_can_be_explored(beside):
     "Its vectors are numbers, whatever they were in training."
-    asked = TrainParameters(dataset="odd.csv", columns="user=visitor, item=aid, time=ts", model="sasrec_ce", preset="tiny", epochs=1)
+    asked = TrainParameters(dataset="odd.csv", columns="user=kunde, item=ware, time=ts", model="sasrec_ce", preset="tiny", epochs=1)
     job = find_job(asked, beside / "runs")
     vectors = fit(job.parts, job.recipe, device="cpu", verbose=False).item_vectors()
     assert not vectors.requires_grad and vectors.numpy().shape == (12, 16)
