@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEEN', 'SEEN_RULES', 'Recommender', 'known_items', 'PartRanks', 'load']
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #074a4dfb
+# %% ../../nbs/api/serving/55_recommender.ipynb #3827a8b0
 import json
 import warnings
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ from ..metrics.ranks import Ranks, drop_seen, target_ranks
 from ..models.base import SequenceModel, check_savable, class_name, find_class
 from ..runs.folder import FILES, FORMAT, file_of, read_record, saving
 from .topk import top_lists
-from ..show import facts
+from ..show import facts, item_titles
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #d22d0870
 @dataclass(kw_only=True, eq=False)
@@ -190,11 +190,11 @@ def topk(
         columns[rows], values[rows] = top_lists(scores, k, had)["keep" if seen == "keep" else "drop"]
     return np.append(self.tokenizer.items, "")[columns], values  # column -1 is the "" at the end
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #b644f4d3
+# %% ../../nbs/api/serving/55_recommender.ipynb #a73b8021
 @patch
 def titles(self: Recommender, ids: np.ndarray) -> np.ndarray:  # raw ids -> titles
     'Titles of items; "" where there is none'
-    return self.items["title"].fillna("").reindex(ids).to_numpy() if "title" in self.items else np.full(len(ids), "")
+    return pd.Series(item_titles(self.items), self.items.index, dtype=object).reindex(ids).to_numpy()
 
 
 @patch
@@ -209,7 +209,7 @@ def history(
         raise ValueError(f"user {unknown!r} is not among the {len(self.users):,} known users; for a new user give items=[...]")
     return self.histories.take(rows)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #243bc413
+# %% ../../nbs/api/serving/55_recommender.ipynb #e5d93076
 @patch
 def recommend(
     self: Recommender,
@@ -223,7 +223,7 @@ def recommend(
     if (items is None) == (users is None) or isinstance(given, str):
         raise ValueError(f"give a list of raw ids as either items=[...] or users=[...]; got items={items!r}, users={users!r}")
     names, histories = (np.array([""]), [list(items)]) if users is None else (np.asarray(users), self.history(users))
-    found, values = self.topk(histories, k, seen)
+    found, values = self.topk(histories, min(k, self.n_items), seen)  # a small catalogue has shorter lists
     rows, ranks = np.nonzero(found != "")
     ids = found[rows, ranks]
     table = pd.DataFrame({"user": names[rows], "rank": ranks + 1, "item": ids, "title": self.titles(ids), "score": values[rows, ranks]})
