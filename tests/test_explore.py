@@ -225,7 +225,7 @@ def use_map(page, projection=False):
     page.wait_for_selector(".js-plotly-plot .hovertext", state="attached")
     page.mouse.click(x, y)
     until(lambda: texts(page, ".itemlm-near h4.name") != before)
-    assert texts(page, ".itemlm-near h4.name")[0].startswith(title[:60])
+    assert texts(page, ".itemlm-near h4.name")[0].startswith(html.unescape(title)[:60])
 
 
 PLACES = "() => document.querySelector('.itemlm-map .js-plotly-plot')?._fullData?.[1].x.slice(0, 5).join() || ''"

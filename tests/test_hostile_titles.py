@@ -329,6 +329,7 @@ def test_titles_of_one_kind(title):
     column = [title] * 12 if not isinstance(title, float) else [title, np.nan] * 6
     rec, parts = made(12, pd.DataFrame({"title": column}))
     names = item_names(rec.items)
+    assert rec.recommend(items=names[:0].tolist(), k=99)["title"].map(type).eq(str).all()
     assert names[0] == ("2000" if isinstance(title, float) else str(title) if title else rec.tokenizer.items[0])
     view = MapView(rec)
     view.find.value = names[0]
@@ -352,6 +353,7 @@ def test_small_catalogues(n_items, tmp_path):
     assert slider.min < slider.max and slider.min <= slider.value <= slider.max
     close_whole(explorer)
     history = rec.tokenizer.items.tolist()
+    assert len(rec.recommend(items=history)) == 0 and len(rec.recommend(items=history[:1])) == n_items - 1
     assert len(because(rec, history)) == len(what_if(rec, history, history)) == 0
     assert len(because(rec, history[:1])) == n_items - 1 and len(because(rec, history, k=99, seen="keep")) == n_items
     read("".join(path.read_text() for path in to_html(rec, tmp_path)), static=True)
