@@ -197,7 +197,7 @@ def _repeated(log: _Log, order: np.ndarray, repeats: str) -> np.ndarray:
         again[order] = pd.DataFrame({"user": user, "item": item}).duplicated().to_numpy()
     return again
 
-# %% ../../nbs/api/data/11_events.ipynb #ecd2dbc6
+# %% ../../nbs/api/data/11_events.ipynb #07b5b97b
 @dataclass(frozen=True, kw_only=True)
 class Filters:
     "Which interactions of a log stay"
@@ -215,7 +215,7 @@ class Filters:
                 raise ValueError(f"{name} is {' or '.join(map(repr, valid))}, not {getattr(self, name)!r}")
         if isinstance(self.k_core, bool) or int(self.k_core) != self.k_core or self.k_core < 0:
             raise ValueError(f"k_core is a whole number, 0 for none, not {self.k_core!r}")
-        if self.min_rating is not None and not np.isfinite(self.min_rating):
+        if self.min_rating is not None and not (np.isreal(self.min_rating) and np.isfinite(self.min_rating)):
             raise ValueError(f"min_rating is a number, not {self.min_rating!r}")
         if self.where is not None and not isinstance(self.where, dict):
             raise ValueError(f"where is a dict such as {{'event': 'view'}}, not {self.where!r}")
