@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REPEATS', 'Events', 'Filters', 'read_events', 'words_of', 'with_texts']
 
-# %% ../../nbs/api/data/11_events.ipynb #365084e4
+# %% ../../nbs/api/data/11_events.ipynb #0ce006ae
 import hashlib
 import re
 import warnings
@@ -19,7 +19,17 @@ from fastcore.basics import patch
 
 from ..core import Ragged
 from .files import ReadOptions
-from .readers import COLUMNS, RawTable, choose_columns, doubtful_ids, id_text, read_item_table, read_table, savable
+from itemlm.data.readers import (
+    COLUMNS,
+    RawTable,
+    choose_columns,
+    doubtful_ids,
+    id_text,
+    named_columns,
+    read_item_table,
+    read_table,
+    savable,
+)
 from ..show import Table
 
 # %% ../../nbs/api/data/11_events.ipynb #ebf60855
@@ -187,7 +197,7 @@ def _repeated(log: _Log, order: np.ndarray, repeats: str) -> np.ndarray:
         again[order] = pd.DataFrame({"user": user, "item": item}).duplicated().to_numpy()
     return again
 
-# %% ../../nbs/api/data/11_events.ipynb #ecd2dbc6
+# %% ../../nbs/api/data/11_events.ipynb #07b5b97b
 @dataclass(frozen=True, kw_only=True)
 class Filters:
     "Which interactions of a log stay"
@@ -205,7 +215,7 @@ class Filters:
                 raise ValueError(f"{name} is {' or '.join(map(repr, valid))}, not {getattr(self, name)!r}")
         if isinstance(self.k_core, bool) or int(self.k_core) != self.k_core or self.k_core < 0:
             raise ValueError(f"k_core is a whole number, 0 for none, not {self.k_core!r}")
-        if self.min_rating is not None and not np.isfinite(self.min_rating):
+        if self.min_rating is not None and not (np.isreal(self.min_rating) and np.isfinite(self.min_rating)):
             raise ValueError(f"min_rating is a number, not {self.min_rating!r}")
         if self.where is not None and not isinstance(self.where, dict):
             raise ValueError(f"where is a dict such as {{'event': 'view'}}, not {self.where!r}")
@@ -242,13 +252,19 @@ def _filtered(log: _Log, how: Filters, by_time: bool) -> tuple[_Log, np.ndarray,
         raise ValueError(f"no interaction is left after these filters: {did}")
     return log, order, did
 
-# %% ../../nbs/api/data/11_events.ipynb #a001e2c5
+# %% ../../nbs/api/data/11_events.ipynb #2c1c8c1c
+def _where_column(columns: list, asked: object, table: str) -> object:
+    "The column that a filter names, by name or number"
+    if found := named_columns(columns, asked):
+        return found[0]
+    raise ValueError(f"where: {table} has no column {asked!r}; its columns: {', '.join(map(str, columns))}")
+
+
 def _where(table: RawTable, where: dict) -> np.ndarray:
     "Which rows hold the values asked for (N,)"
     keep = np.ones(len(table.frame), bool)
-    for column, wanted in where.items():
-        if column not in table.frame:
-            raise ValueError(f"where: {table.name} has no column {column!r}; its columns: {', '.join(map(str, table.head()))}")
+    for asked, wanted in where.items():
+        column = _where_column(list(table.head()), asked, table.name)
         wanted = [wanted] if isinstance(wanted, str) or not np.iterable(wanted) else list(wanted)
         codes, values = pd.factorize(table.frame[column])
         texts = [id_text(value) for value in values]
@@ -351,7 +367,7 @@ def _in_order(log: _Log, order: np.ndarray, users: np.ndarray, ids: np.ndarray, 
         provenance=provenance,
     )
 
-# %% ../../nbs/api/data/11_events.ipynb #5a49f3f2
+# %% ../../nbs/api/data/11_events.ipynb #7e4f501d
 def _roles(names: list, asked: dict, table: str) -> dict:
     "Which column plays which role; `within` is Diginetica's clock beside its date"
     columns = choose_columns(names, asked, table)
@@ -367,7 +383,8 @@ def _needed(asked: dict, where: dict | None, table: str):
         columns = _roles(list(sample), asked, table)
         some = RawTable(frame=sample, name=table)
         lists = [some.history_column(column) for column in columns.values()]
-        wanted = [*columns.values(), *lists, *(where or {})]
+        filtered = [_where_column(list(sample), column, table) for column in where or {}]
+        wanted = [*columns.values(), *lists, *filtered]
         return list(dict.fromkeys(column for column in wanted if column is not None))
 
     return choose
