@@ -714,7 +714,15 @@ def plot_slices(
     figure.update_layout(showlegend=False, yaxis_title=metric, margin_b=90).update_yaxes(rangemode="tozero")
     return figure.update_xaxes(type="category", tickangle=-45, showgrid=False).update_annotations(font_size=12)
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #2f61cbd3
+# %% ../../nbs/api/evaluation/60_report.ipynb #5fc23978
+def _check_owner(report: Report, folder: Path) -> None:
+    "Refuse the home of a run that the figures are not of"
+    record, figures = known_record(folder), {"data": report.data, "model": report.model}
+    if record and (why := other_figures(record, figures)):
+        what = why.partition(":")[0].replace("metrics.json", "this report")
+        raise FileExistsError(f"{folder}: {what}; save it in the folder of its own run, or in an empty one")
+
+# %% ../../nbs/api/evaluation/60_report.ipynb #4a2737b6
 @patch
 def save(
     self: Report,
@@ -736,15 +744,7 @@ def save(
         plain = json.loads(json.dumps(about, default=str))  # a path among the parameters becomes text
         write_json(stage / REPORT[0], sealed(plain | {"per_user": file_hash(stage / REPORT[1])}))
 
-
-def _check_owner(report: Report, folder: Path) -> None:
-    "Refuse the home of a run that the figures are not of"
-    record, figures = known_record(folder), {"data": report.data, "model": report.model}
-    if record and (why := other_figures(record, figures)):
-        what = why.partition(":")[0].replace("metrics.json", "this report")
-        raise FileExistsError(f"{folder}: {what}; save it in the folder of its own run, or in an empty one")
-
-
+# %% ../../nbs/api/evaluation/60_report.ipynb #d346c015
 def _open_report(folder: Path) -> Report:
     "The report in a folder, if both of its files hold what was written, and of its run, if there is one"
     record, path = known_record(folder), file_of(folder, REPORT[0])

@@ -18,7 +18,7 @@ from .base import ModelConfig
 from .losses import described, full_softmax
 from ..show import Table
 
-# %% ../../nbs/api/models/33_recipe.ipynb #4718f976
+# %% ../../nbs/api/models/33_recipe.ipynb #79ddfff5
 MOST_SEED = 2**43  # a step's own seed, made of it, must fit 64 bits
 PRECISIONS = ("float32", "bfloat16")
 STARTS = ("ppmi", "random")
@@ -33,7 +33,7 @@ def _check_model(config: ModelConfig) -> None:
         if entry.type in (int, "int") and value != int(value):
             raise ValueError(f"{entry.name}={value!r} must be a whole number")
 
-
+# %% ../../nbs/api/models/33_recipe.ipynb #a6dad4d9
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     "What to train and how"

@@ -186,7 +186,7 @@ def _finish_or_say(folder: Path, gone: set[str]) -> None:
         said = f"{folder}: everything is saved, but some of it still lies in {STAGE} ({error.strerror or error})"
         warnings.warn(f"{said}; the next time something is saved there it is moved", stacklevel=4)
 
-# %% ../../nbs/api/runs/50_folder.ipynb #9d034616
+# %% ../../nbs/api/runs/50_folder.ipynb #54db94ae
 def _complete(stage: Path, old: dict, change: Callable[[dict], dict]) -> set[str]:  # files that belong to the run no more
     "Write the run.json of a save beside its files, and make all of them safe"
     new = change(dict(old))
@@ -200,7 +200,7 @@ def _complete(stage: Path, old: dict, change: Callable[[dict], dict]) -> set[str
     (stage / MARK).touch()
     return set(old.get("hashes", {})) - set(new.get("hashes", {}))
 
-
+# %% ../../nbs/api/runs/50_folder.ipynb #1c19e931
 @contextmanager
 def saving(
     folder: str | Path,
@@ -251,7 +251,7 @@ def steady(
                 raise
     return read()
 
-# %% ../../nbs/api/runs/50_folder.ipynb #37460572
+# %% ../../nbs/api/runs/50_folder.ipynb #093cc5ea
 def check_identity(folder: str | Path, theirs: dict, ours: dict) -> None:
     "Raise with every entry in which two runs differ"
     theirs, ours = flatten(theirs), flatten(ours)
@@ -265,7 +265,7 @@ def check_identity(folder: str | Path, theirs: dict, ours: dict) -> None:
     if differ:
         raise FileExistsError(f"{folder} belongs to another run ({'; '.join(differ[:5])}); choose another out_dir, or delete it")
 
-
+# %% ../../nbs/api/runs/50_folder.ipynb #c89a4ff7
 def strange_files(folder: Path) -> list[str]:
     "Names in a folder that is no run which a run to be made there did not write"
     there = [path.name for path in folder.iterdir()] if folder.is_dir() else []

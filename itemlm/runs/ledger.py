@@ -63,7 +63,25 @@ def _state(folder: Path, record: dict, log: list[dict]) -> tuple[str, str]:
     then = "the same command goes on" if goes_on else f"{RESUME} is gone, and the same command starts it anew"
     return "in training", f"epoch {done:g}{f' of {planned}' if planned else ''}; if it was stopped, {then}"
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #63fe077d
+# %% ../../nbs/api/runs/51_ledger.ipynb #54ca88cd
+def _head(path: Path, read) -> object:
+    "What the head of a file says"
+    try:
+        return read(path)
+    except Exception as error:
+        raise ValueError(f"{path.name} is damaged ({_first_line(error)}); copy the folder again, or delete it") from None
+
+
+def _weights_head(path: Path) -> tuple[int, str]:  # how many numbers, their hash
+    with safetensors.safe_open(path, "np") as file:
+        about = json.loads((file.metadata() or {}).get("itemlm", "{}"))
+        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys()), about.get("weights")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "?").splitlines()[0][:200]
+
+# %% ../../nbs/api/runs/51_ledger.ipynb #d70fedca
 _WHOLE = 2**24  # bytes of a file that is read as a whole even in a list of runs
 
 
@@ -83,24 +101,6 @@ def _check_files(folder: Path, record: dict, whole: bool) -> int | None:
     if weights != record.get("weights"):
         raise ValueError(f"{path.name} holds the weights of another run; copy the folder again, or delete it")
     return numbers
-
-
-def _head(path: Path, read) -> object:
-    "What the head of a file says"
-    try:
-        return read(path)
-    except Exception as error:
-        raise ValueError(f"{path.name} is damaged ({_first_line(error)}); copy the folder again, or delete it") from None
-
-
-def _weights_head(path: Path) -> tuple[int, str]:  # how many numbers, their hash
-    with safetensors.safe_open(path, "np") as file:
-        about = json.loads((file.metadata() or {}).get("itemlm", "{}"))
-        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys()), about.get("weights")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "?").splitlines()[0][:200]
 
 # %% ../../nbs/api/runs/51_ledger.ipynb #74af3767
 def _wrong_figures(record: dict, log: list[dict], report: dict) -> str:  # "" = the figures are those of the run
@@ -168,7 +168,13 @@ def _log(folder: Path) -> list[dict]:
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged ({error}); copy the folder again, or delete it") from None
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #a8f7b597
+# %% ../../nbs/api/runs/51_ledger.ipynb #5230a85f
+def _said(error: Exception, folder: Path) -> str:
+    "An error's first line without the folder's name; its kind where that alone would say nothing"
+    line = _first_line(error).replace(f"{folder}/", "")
+    return line if type(error) in (ValueError, OSError) else f"not as itemlm writes it ({type(error).__name__}: {line})"
+
+# %% ../../nbs/api/runs/51_ledger.ipynb #fe453fb1
 def _read(folder: Path, whole: bool, found: dict) -> tuple[str, str]:  # state and reason; `found` is filled as far as it goes
     "What a run folder says, or an error"
     found |= {"record": _object(folder, "run.json"), "log": [], "report": {}, "facts": {}}
@@ -199,12 +205,6 @@ def read_run(
     except Exception as error:  # such as a list where a number belongs
         state, reason = "damaged", _said(error, folder)
     return RunRecord(folder=folder, state=state, reason=reason, **found)
-
-
-def _said(error: Exception, folder: Path) -> str:
-    "An error's first line without the folder's name; its kind where that alone would say nothing"
-    line = _first_line(error).replace(f"{folder}/", "")
-    return line if type(error) in (ValueError, OSError) else f"not as itemlm writes it ({type(error).__name__}: {line})"
 
 # %% ../../nbs/api/runs/51_ledger.ipynb #f72bdcf0
 def _run_folders(folder: Path) -> list[Path]:

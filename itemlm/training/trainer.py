@@ -352,12 +352,12 @@ def _check_room(folder: Path, needed: int) -> None:  # bytes
         said = f"{folder}: {free / 2**20:,.0f} MB are free and the run will take about {needed / 2**20:,.0f} MB"
         raise OSError(errno.ENOSPC, f"{said}; make room, or choose another out_dir")
 
-# %% ../../nbs/api/training/55_trainer.ipynb #769c7ae0
+# %% ../../nbs/api/training/55_trainer.ipynb #52b6a554
 def _finished(folder: Path | None) -> bool:
     "Is there nothing left to do?"
     return bool(folder) and read_record(folder).get("finished", False)
 
-
+# %% ../../nbs/api/training/55_trainer.ipynb #b14db183
 def fit(
     parts: Split,
     config: TrainingConfig | None = None,  # what to train and how; None = `small()`
