@@ -310,19 +310,19 @@ def folded(
     "What a click opens"
     return Html(f"<details><summary>{html.escape(title)}</summary>{''.join(one._repr_html_() for one in shown)}</details>")
 
-# %% ../nbs/api/75_jobs.ipynb #4894a104
+# %% ../nbs/api/75_jobs.ipynb #b467721a
 def show_users(
     rec: Recommender,
     parts: Split,
     part: str = "test",
     n: int = 10,  # users, spread evenly over the part
-    k: int = 10,  # recommendations each
+    k: int = 10,  # recommendations each; fewer where the catalogue is small
     last: int = 8,  # items of the history shown
 ) -> Table:
     "Some users: latest history, recommendations (✔: the hidden item), and the hidden item with its rank"
     chosen, raw_ids = _spread(parts.part(part), n), parts.events.items.index.to_numpy()
     ranks = rec.rank_part(parts, chosen, seen=("drop",))["drop"].rank
-    lists, _ = rec.topk(rec.tokenizer.encode_codes(chosen.histories, parts.events.items.index), k=k, seen="drop")
+    lists, _ = rec.topk(rec.tokenizer.encode_codes(chosen.histories, parts.events.items.index), k=min(k, rec.n_items), seen="drop")
     rows = []
     for user, history, top, hidden, rank in zip(chosen.users, chosen.histories, lists, raw_ids[chosen.targets], ranks):
         had, told, named = (names_of(parts.events.items, ids) for ids in (raw_ids[history[-last:]], top[top != ""], [hidden]))

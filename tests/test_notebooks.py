@@ -4,16 +4,18 @@ Run notebooks, those with a cell tagged `parameters`, are papermill's: see test_
 """
 
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import NOTEBOOKS, named
 
-RUN = "import sys; from nbdev.test import test_nb as run; sys.exit(not run(sys.argv[1], do_print=True)[0])"
 NOWHERE = "http://127.0.0.1:9"
 OFFLINE = {"http_proxy": NOWHERE, "https_proxy": NOWHERE, "no_proxy": "127.0.0.1,localhost"}
+FORKS = multiprocessing.get_context("forkserver")  # a clean process that has torch and pandas already, for each notebook
+FORKS.set_forkserver_preload(["torch", "pandas", "pyarrow.parquet", "nbdev.test", "IPython"])
 
 
 def is_run_notebook(path) -> bool:
@@ -21,9 +23,22 @@ def is_run_notebook(path) -> bool:
     return any("parameters" in c["metadata"].get("tags", []) for c in cells)
 
 
+def run_notebook(path: Path, log: Path) -> None:
+    "What a process of its own does: no way to the network, everything that is said into `log`"
+    from nbdev.test import test_nb as run
+
+    os.environ.update(OFFLINE)
+    said = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    sys.exit(not run(path, do_print=True)[0])
+
+
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if not is_run_notebook(p)], ids=named)
-def test_notebook(path):
-    "In a process of its own, with no way to the network."
-    command = [sys.executable, "-c", RUN, path]
-    done = subprocess.run(command, env=os.environ | OFFLINE, capture_output=True, text=True, timeout=600)
-    assert not done.returncode, done.stdout[-2000:] + done.stderr[-4000:]
+def test_notebook(path, tmp_path):
+    process = FORKS.Process(target=run_notebook, args=(path, tmp_path / "log"))
+    process.start()
+    process.join(timeout=600)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0, f"{'no end after 600 s' if ended is None else f'exit code {ended}'}\n{(tmp_path / 'log').read_text()[-6000:]}"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEEN', 'SEEN_RULES', 'Recommender', 'known_items', 'PartRanks', 'vocabulary_hash', 'model_hash', 'write_run', 'load']
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #033de310
+# %% ../../nbs/api/serving/55_recommender.ipynb #d28886c3
 import hashlib
 import json
 import warnings
@@ -33,7 +33,7 @@ from ..metrics.ranks import Ranks, drop_seen, target_ranks
 from ..models.base import SequenceModel, check_savable, class_name, find_class
 from ..runs.folder import FILES, FORMAT, LOG, REPORT, RESUME, check_file, file_of, known_record, locked, read_record, saving, steady
 from .topk import top_lists
-from ..show import facts
+from ..show import facts, item_titles
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #d9d48388
 @dataclass(kw_only=True, eq=False)
@@ -211,11 +211,11 @@ def topk(
         columns[rows], values[rows] = top_lists(scores, k, had)["keep" if seen == "keep" else "drop"]
     return np.append(self.tokenizer.items, "")[columns], values  # column -1 is the "" at the end
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #deb30577
+# %% ../../nbs/api/serving/55_recommender.ipynb #7eff12d1
 @patch
 def titles(self: Recommender, ids: np.ndarray) -> np.ndarray:  # raw ids -> titles
     'Titles of items; "" where there is none'
-    return self.items["title"].fillna("").reindex(ids).to_numpy() if "title" in self.items else np.full(len(ids), "")
+    return pd.Series(item_titles(self.items), self.items.index, dtype=object).reindex(ids).to_numpy()
 
 
 @patch
