@@ -14,12 +14,15 @@ dev: .venv/.dev
 
 train: env  ## train and report; DATASET=beauty, or a path; ARGS="-p epochs 5" for more parameters
 	@mkdir -p runs
-	$(BIN)/papermill nbs/train.ipynb $(REPORT) --log-output --no-progress-bar \
-	    $(if $(DATASET),-p dataset "$(DATASET)") $(ARGS) 2>&1 | grep --line-buffered -vE "$(CHATTER)"
-	@echo "The report: $(REPORT)"
+	@name=$$(basename -- "$$DATASET"); stem=$${name%.*}; report="runs/train$${stem:+-$$stem}.ipynb"; \
+	set -- $(if $(value DATASET),-r dataset "$$DATASET"); \
+	$(BIN)/papermill nbs/train.ipynb "$$(printf %s "$$report" | sed 's/[{}]/&&/g')" --log-output --no-progress-bar "$$@" $(value ARGS) 2>&1 \
+	    | grep --line-buffered -vE "$(CHATTER)" && echo "The report: $$report"
 
-REPORT  = runs/train$(addprefix -,$(basename $(notdir $(DATASET)))).ipynb
-CHATTER = ^(Executing|Ending|Input Notebook|Output Notebook|\[IPKernelApp\])|^ *$$
+# A path may hold whatever a shell can quote: make expands nothing in it, and the shell gets it from the environment.
+override DATASET := $(value DATASET)
+export DATASET
+CHATTER = ^(Executing|Ending|Input Notebook|Output Notebook|Passed unknown parameter|\[IPKernelApp\])|^ *$$
 
 test: dev browser  ## run every notebook and every check
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope $(ARGS)

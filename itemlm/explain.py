@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['items_read', 'effects', 'because', 'what_if', 'trace', 'attention_weights']
 
-# %% ../nbs/api/70_explain.ipynb #94ecbc7d
+# %% ../nbs/api/70_explain.ipynb #6f9f4618
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,7 @@ def _few_scores(
         values[rows], sums[rows] = scores[:, columns].cpu().numpy(), scores.logsumexp(1).cpu().numpy()
     return values, sums
 
-# %% ../nbs/api/70_explain.ipynb #743edbf1
+# %% ../nbs/api/70_explain.ipynb #3b47d808
 def _columns_of(rec: Recommender, items: list[str]) -> np.ndarray:
     "Columns of raw ids; one that the model does not know is an error"
     columns = rec.items.index.get_indexer(items)
@@ -68,14 +69,19 @@ def _columns_of(rec: Recommender, items: list[str]) -> np.ndarray:
     return columns
 
 
+def _places_asked(rec: Recommender, k: int) -> int:
+    "How long a list can be: a small catalogue has shorter ones"
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"k={k!r}: ask for the first 1, 2, ... items")
+    return min(int(k), rec.n_items)
+
+
 def _best_columns(rec: Recommender, history: list[str], scores: Tensor, k: int, seen: str) -> np.ndarray:  # scores (V,) -> (up to k,)
     "The k best of one row of scores, best first"
     if seen not in SEEN:
         raise ValueError(f"seen={seen!r} is not one of {', '.join(SEEN)}")
-    if not 1 <= k <= rec.n_items:
-        raise ValueError(f"k={k}: the catalogue has {rec.n_items:,} items, ask for 1 to {rec.n_items:,}")
     had = Ragged.from_lists([rec.tokenizer.encode(history) - rec.tokenizer.n_special])
-    columns = top_lists(scores[None], k, had)[seen][0][0]
+    columns = top_lists(scores[None], _places_asked(rec, k), had)[seen][0][0]
     return columns[columns >= 0]
 
 # %% ../nbs/api/70_explain.ipynb #4cc1ac0e
@@ -182,7 +188,7 @@ def because(
     table.attrs["note"] = found.note
     return table
 
-# %% ../nbs/api/70_explain.ipynb #efd68ead
+# %% ../nbs/api/70_explain.ipynb #5f2137b0
 def _optional_ranks(ranks: np.ndarray) -> pd.array:
     "Ranks with nothing where an item has none"
     shown = pd.array(ranks, dtype="Int64")
@@ -201,7 +207,7 @@ def what_if(
     "The top of two histories side by side: the second list first, then what left it"
     scores = rec.scores(Sequences.from_lists([rec.window(history)[0] for history in (before, after)]))
     old, new = (_best_columns(rec, history, row, k, seen) for history, row in zip((before, after), scores))
-    columns = np.array([*new, *old[~np.isin(old, new)]])
+    columns = np.array([*new, *old[~np.isin(old, new)]], np.int64)
     ranks = _ranks_of(scores, columns, [_taken(rec, history, seen) for history in (before, after)])
     was, now = np.isin(columns, old), np.isin(columns, new)
     change = np.select([~was, ~now, ranks[1] < ranks[0], ranks[1] > ranks[0]], ["entered", "left", "up", "down"], "same")
@@ -225,7 +231,7 @@ def _ranks_after(
         ranks[rows] = _ranks_of(scores, columns, list(had) if seen == "drop" else [[]] * len(rows))
     return ranks, values
 
-# %% ../nbs/api/70_explain.ipynb #b983a196
+# %% ../nbs/api/70_explain.ipynb #3b0fa27e
 @_one_thread()
 def trace(
     rec: Recommender,
@@ -240,7 +246,7 @@ def trace(
     tokens, first = rec.tokenizer.encode(history), 0 if last is None else max(0, len(history) + 1 - last)
     steps = Sequences.from_lists([tokens[:step] for step in range(first, len(tokens) + 1)])
     if items is None:
-        ids, values = rec.topk(steps, min(k, rec.n_items), seen)
+        ids, values = rec.topk(steps, _places_asked(rec, k), seen)
         ranks = np.where(ids == "", 0, np.arange(1, ids.shape[1] + 1))
     else:
         ids = np.tile(np.array(items, dtype=object), (len(steps), 1))

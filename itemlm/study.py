@@ -7,13 +7,13 @@ __all__ = ['plan', 'finish_run', 'matrix_operations', 'recommendation_cost', 're
            'carry_out', 'compare_recorded', 'read_comparisons', 'results_table', 'results', 'cost_figure',
            'search_table', 'StudyParameters', 'Study', 'open_study']
 
-# %% ../nbs/api/90_study.ipynb #4f104d0d
+# %% ../nbs/api/90_study.ipynb #3f8146c2
 import json
 import platform
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,8 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .core import atomic_write, flatten, read_json
 from .evaluation.compare import Comparison, compare
-from .jobs import Job, TrainParameters, find_job, open_job, recipe_of
+from .jobs import Job, find_job, open_job
 from .models.presets import MODELS
+from .parameters import DataParameters, TrainParameters, listed, pairs_of, recipe_of, text_of_pairs
 from .runs.folder import FORMAT, read_record
 from .serving.recommender import Recommender, load
 from .show import COLOURS, Table, Value, digits, figure
@@ -144,12 +145,26 @@ def _log_rows(folder: Path) -> list[dict]:
     path = folder / "log.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
-# %% ../nbs/api/90_study.ipynb #bf115ce3
+# %% ../nbs/api/90_study.ipynb #d72c6d56
+_PLAIN = (*_NAMES, "epochs", "precision", "init", "loss")  # in the parameters of every run, or in the name of a model
+
+
+def _more(params: dict) -> str:
+    "What else a run was given than most are"
+    return text_of_pairs({name: value for name, value in params.items() if name not in _PLAIN})
+
+
+def _more_data(params: dict) -> str:
+    "What of it changes the data"
+    names = {field.name for field in fields(DataParameters)}
+    return text_of_pairs({name: value for name, value in params.items() if name in names or name.startswith("data.")})
+
+
 def _key(record: dict) -> tuple:
     "What tells a record from all others"
     asked = record["params"]
-    path = Path(asked["dataset"]).stem
-    return (path, *(asked[name] for name in _NAMES[1:]), asked.get("init", ""), asked.get("loss", ""))
+    path, more = Path(asked["dataset"]).stem, _more(asked)
+    return (path, *(asked[name] for name in _NAMES[1:]), asked.get("init", ""), asked.get("loss", ""), *([more] if more else []))
 
 
 def read_records(
@@ -242,7 +257,7 @@ def _carried_out(asked: TrainParameters, records: Path, deadline: float, unit: f
             return True
     return False
 
-# %% ../nbs/api/90_study.ipynb #91c5731f
+# %% ../nbs/api/90_study.ipynb #384efb0b
 _STUDY = ("dataset", "preset", "protocol", "ties")
 
 
@@ -252,7 +267,7 @@ def _label(
     "What a model is called beside others: its name, and what of its recipe was asked to differ from the preset's"
     asked = record["params"]
     start = [f"{asked['init']} start"] if asked.get("init") else []
-    return ", ".join([record["model"].rpartition(":")[2], *start, *filter(None, [asked.get("loss", "")])])
+    return ", ".join([record["model"].rpartition(":")[2], *start, *filter(None, [asked.get("loss", ""), _more(asked)])])
 
 
 def _keep(path: Path, study: dict, comparison: Comparison) -> None:
@@ -260,7 +275,7 @@ def _keep(path: Path, study: dict, comparison: Comparison) -> None:
     line = study | {"format": FORMAT, "date": datetime.now(UTC).date().isoformat()} | comparison.to_dict()
     with _locked(path):
         lines = read_records(path)
-        older = [known for known in lines if study.items() <= known.items()]
+        older = [known for known in lines if study.items() <= known.items() and known.get("asked") == study.get("asked")]
         if lost := {row["model"] for known in older for row in known["models"]} - set(comparison.names):
             warnings.warn(
                 f"{path.name} keeps its comparison, which has {', '.join(sorted(lost))} too: their runs are not here", stacklevel=3
@@ -269,7 +284,7 @@ def _keep(path: Path, study: dict, comparison: Comparison) -> None:
         others = [known for known in lines if known not in older]
         _write_lines(path, sorted([*others, line], key=lambda known: [known[name] for name in _STUDY]))
 
-# %% ../nbs/api/90_study.ipynb #621e8329
+# %% ../nbs/api/90_study.ipynb #b0c6b2f1
 def compare_recorded(
     runs: list[TrainParameters],  # from `plan`; those that are not recorded, or not finished here, are left out
     records: str | Path,  # the table of records
@@ -284,23 +299,26 @@ def compare_recorded(
     ):  # shuffled by each seed anew: other targets
         job = find_job(asked, folder)
         if job.finished and job.reported:
-            models = studies.setdefault(tuple(asked.deciding()[name] for name in _STUDY), {})
-            models.setdefault(_label({"model": asked.model, "params": asked.deciding()}), []).append(job.folder)
+            params = asked.deciding()
+            models = studies.setdefault((*(params[name] for name in _STUDY), *filter(None, [_more_data(params)])), {})
+            models.setdefault(_label({"model": asked.model, "params": params}), []).append(job.folder)
     found = {study: compare(models, metrics=metrics) for study, models in studies.items() if len(models) > 1}
     for study, comparison in found.items():
-        _keep(Path(tests), dict(zip(_STUDY, study)), comparison)
+        _keep(Path(tests), dict(zip((*_STUDY, "asked"), study)), comparison)
     return found
 
-# %% ../nbs/api/90_study.ipynb #9653a277
+# %% ../nbs/api/90_study.ipynb #fbef46be
 def read_comparisons(
     tests: str | Path,  # the table of comparisons
     datasets: list[str],
     preset: str = "small",
     protocol: str = "leave_one_out",
+    asked: str = "",  # of the data, such as "k_core=10"
 ) -> dict[str, Comparison]:  # by data set
     "Recorded tests of some data sets, as far as there are any"
-    known = {line["dataset"]: line for line in read_records(tests) if (line["preset"], line["protocol"]) == (preset, protocol)}
-    about = {*_STUDY, "format", "date"}
+    how = preset, protocol, asked
+    known = {line["dataset"]: line for line in read_records(tests) if (line["preset"], line["protocol"], line.get("asked", "")) == how}
+    about = {*_STUDY, "asked", "format", "date"}
     kept = {dataset: {key: value for key, value in known[dataset].items() if key not in about} for dataset in datasets if dataset in known}
     return {dataset: Comparison.from_dict(line) for dataset, line in kept.items()}
 
@@ -450,7 +468,7 @@ def search_table(
     rows = [[key, round(seconds), epochs, valid, preset, f"{valid / preset:.3f}"] for key, seconds, epochs, valid, preset in rows]
     return Table(head=["setting", "seconds", "epochs", "validation ndcg@10", "preset, as many epochs", "ratio"], rows=rows)
 
-# %% ../nbs/api/90_study.ipynb #53f38256
+# %% ../nbs/api/90_study.ipynb #0fd7e246
 @dataclass(frozen=True, kw_only=True)
 class StudyParameters:
     "What `compare.ipynb` is asked for"
@@ -466,24 +484,32 @@ class StudyParameters:
     minutes: float = 0.0  # train for so long at most
     unit: float = 20.0  # minutes of training between two saves of the whole run
     device: str = "auto"
+    settings: str = ""  # of every run: other parameters of train.ipynb, such as "k_core=10, model.width=128"
     records: str = ""  # folder of the tables; empty = bench/results
     runs_dir: str = ""  # folder of the run folders; empty = the workspace's
 
+# %% ../nbs/api/90_study.ipynb #d24f1d84
+_PLANNED = ("dataset", "model", "preset", "protocol", "ties", "seed", "seeds", "init", "device", "out_dir", "like", "max_minutes")
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+
+def _settings(asked: StudyParameters) -> str:
+    "What every run is given besides, if it is not the study's own to decide"
+    if wrong := sorted(set(pairs_of(asked.settings, "parameter settings")) & set(_PLANNED)):
+        valid = ", ".join(field.name for field in fields(StudyParameters))
+        raise ValueError(f"parameter settings: {', '.join(wrong)} cannot be set there: a study has {valid}")
+    return asked.settings
 
 
 def _planned(
     asked: StudyParameters,
 ) -> list[TrainParameters]:
     "The plan that these parameters mean"
-    models, ties = _words(asked.models), ("as_is", "shuffled") if asked.shuffled else ("as_is",)
+    models, ties = listed(asked.models), ("as_is", "shuffled") if asked.shuffled else ("as_is",)
     often = {model: max(asked.seeds, asked.more_seeds) for model in ("item_lm", "sasrec_ce") if model in models}
-    same = dict(preset=asked.preset, protocol=asked.protocol, init=asked.init, device=asked.device)
-    return plan(_words(asked.datasets), models, asked.seeds, often, ties, **same)
+    same = dict(preset=asked.preset, protocol=asked.protocol, init=asked.init, device=asked.device, settings=_settings(asked))
+    return plan(listed(asked.datasets), models, asked.seeds, often, ties, **same)
 
-# %% ../nbs/api/90_study.ipynb #297c423e
+# %% ../nbs/api/90_study.ipynb #a33a5ff5
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Study:
     "A plan, what is recorded of it, and what is left"
@@ -497,7 +523,7 @@ class Study:
     @property
     def datasets(self) -> list[str]:
         "Those that have records, in the order asked"
-        return [name for name in _words(self.asked.datasets) if name in {record["dataset"] for record in self.records}]
+        return [name for name in listed(self.asked.datasets) if name in {record["dataset"] for record in self.records}]
 
     def __str__(self) -> str:
         missing = ", ".join(sorted({f"{run.dataset} {run.model}" for run in self.left}))
@@ -505,7 +531,7 @@ class Study:
 
     __repr__ = __str__
 
-
+# %% ../nbs/api/90_study.ipynb #bbfeb600
 def open_study(
     asked: StudyParameters,
 ) -> Study:
@@ -516,6 +542,7 @@ def open_study(
     left = carry_out(runs, records, asked.minutes, asked.unit, folder)
     if asked.minutes:
         compare_recorded(runs, records, tests, folder)
-    sets, how = _words(asked.datasets), (asked.preset, asked.protocol)
-    found = [one for one in read_records(records) if one["dataset"] in sets and (one["preset"], one["protocol"]) == how]
+    sets, how = listed(asked.datasets), (asked.preset, asked.protocol, _more_data(runs[0].deciding()) if runs else "")
+    alike = lambda one: (one["preset"], one["protocol"], _more_data(one["params"])) == how
+    found = [one for one in read_records(records) if one["dataset"] in sets and alike(one)]
     return Study(asked=asked, runs=runs, left=left, records=found, comparisons=read_comparisons(tests, sets, *how))

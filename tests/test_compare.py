@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import restamp
 from test_evaluate import DATA, made_up, places
 
+from itemlm.core import file_hash
 from itemlm.data.datasets import load_dataset
 from itemlm.data.split import split
 from itemlm.evaluation.compare import Comparison, comparable, compare
@@ -17,6 +19,7 @@ from itemlm.evaluation.report import evaluate
 from itemlm.metrics.ranks import ndcg, target_ranks
 from itemlm.models.counting import popularity
 from itemlm.models.item_lm import tiny
+from itemlm.runs.folder import sealed
 from itemlm.serving.recommender import load
 from itemlm.training.trainer import fit
 
@@ -303,7 +306,7 @@ def write(name, text):
 
 
 def change(**entries):
-    return lambda folder: (folder / "run.json").write_text(json.dumps(json.loads((folder / "run.json").read_text()) | entries))
+    return lambda folder: restamp(folder, **entries)
 
 
 HARM = {
@@ -327,6 +330,7 @@ HARM = {
 def test_a_harmed_run_is_not_compared(runs, what):
     harm, state, reason = HARM[what]
     harm(runs / "second")
+    restamp(runs / "second")
     with pytest.raises(ValueError, match=rf"second cannot be compared \({state}\).*{reason}"):
         two(runs / "first", runs / "second")
     with pytest.raises(ValueError, match=rf"second cannot be compared \({state}\)"):
@@ -359,7 +363,8 @@ def test_figures_of_other_weights_are_not_compared(parts, runs):
     log = (runs / "second/log.jsonl").read_text().splitlines()
     (runs / "second/log.jsonl").write_text("\n".join([*log, json.dumps(json.loads(log[-1]) | {"epoch": 3.0, "seconds": 1e6})]) + "\n")
     saved = json.loads((runs / "second/metrics.json").read_text())
-    (runs / "second/metrics.json").write_text(json.dumps(saved | {"seconds": {"fit": 1.0}}))
+    (runs / "second/metrics.json").write_text(json.dumps(sealed(saved | {"seconds": {"fit": 1.0}})))
+    restamp(runs / "second")
     with pytest.raises(ValueError, match="second has no test figures .finished: metrics.json was made after"):
         two(runs / "first", runs / "second")
 
@@ -375,10 +380,11 @@ def test_settings_that_differ(both, trained, runs):
     assert settings.columns.tolist() == ["first", "second"] and set(settings.index) == {"seed", "epochs"}
     assert settings.loc["epochs"].tolist() == [1, 2]
     stated = {"dataset": "ml-latest-small", "model": "item_lm", "preset": "tiny", "protocol": "leave_one_out", "seed": 0}
-    record = json.loads((runs / "first/run.json").read_text())
-    (runs / "first/run.json").write_text(json.dumps(record | {"params": stated}))
+    restamp(runs / "first", params=stated)
     assert set(two(runs / "first", runs / "second").settings().index) == {"seed", "epochs"}  # the other states no more
-    (runs / "second/run.json").write_text(json.dumps(record | {"params": stated | {"preset": "small"}}))
+    shutil.rmtree(runs / "second")
+    shutil.copytree(runs / "first", runs / "second")
+    restamp(runs / "second", params=stated | {"preset": "small"})
     assert set(two(runs / "first", runs / "second").settings().index) == {"preset"}
     other = two(trained / "first", trained / "popularity").settings()
     assert other.loc["class"].tolist() == ["itemlm.models.item_lm:ItemLM", "itemlm.models.counting:Popularity"]
@@ -484,7 +490,8 @@ def test_reports_without_slices(runs):
     before = two(runs / "first", runs / "second").slices()
     for name in ("first", "second"):
         path = runs / name / "metrics.json"
-        path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "slices"}))
+        path.write_text(json.dumps(sealed({key: value for key, value in json.loads(path.read_text()).items() if key != "slices"})))
+        restamp(runs / name)
     pd.testing.assert_frame_equal(two(runs / "first", runs / "second").slices(), before)
 
 
@@ -530,6 +537,9 @@ def test_other_user_ids(runs):
     path = runs / "second/per_user.parquet"
     table = pd.read_parquet(path)
     table.assign(user="u" + table["user"]).to_parquet(path)
+    report = json.loads((runs / "second/metrics.json").read_text()) | {"per_user": file_hash(path)}
+    (runs / "second/metrics.json").write_text(json.dumps(sealed(report)))
+    restamp(runs / "second")
     assert "other ids" in comparable(runs / "first", runs / "second")
     with pytest.raises(ValueError, match="users are in only one of 'first' and 'second'"):
         two(runs / "first", runs / "second")

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import restamp
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -293,8 +294,7 @@ def test_a_class_of_a_notebook_is_found_or_handed_over(parts, tmp_path):
     rec = fit(parts, shrunk(lstm()), out_dir=tmp_path / "run", verbose=False)
     assert json.loads((tmp_path / "run/run.json").read_text())["class"] == f"{__name__}:LSTMRec"
     assert (load(tmp_path / "run").topk([["1"]], k=3)[0] == rec.topk([["1"]], k=3)[0]).all()
-    record = json.loads((tmp_path / "run/run.json").read_text())
-    (tmp_path / "run/run.json").write_text(json.dumps(record | {"class": "somewhere:LSTMRec"}))
+    restamp(tmp_path / "run", **{"class": "somewhere:LSTMRec"})
     with pytest.raises(ValueError, match="import somewhere first, or hand it over"):
         load(tmp_path / "run")
     assert (load(tmp_path / "run", model=LSTMRec).topk([["1"]], k=3)[0] == rec.topk([["1"]], k=3)[0]).all()
@@ -303,9 +303,8 @@ def test_a_class_of_a_notebook_is_found_or_handed_over(parts, tmp_path):
 def test_a_file_imports_nothing(parts, tmp_path):
     "A class named in run.json is never a reason to import its module."
     fit(parts, shrunk(lstm()), out_dir=tmp_path / "run", verbose=False)
-    record = json.loads((tmp_path / "run/run.json").read_text())
     for name in ("antigravity:Model", "itemlm.models:os.system", "os:system", "itemlm.core:Ragged"):
-        (tmp_path / "run/run.json").write_text(json.dumps(record | {"class": name}))
+        restamp(tmp_path / "run", **{"class": name})
         with pytest.raises(ValueError, match="is not here|is no model"):
             load(tmp_path / "run")
     import sys

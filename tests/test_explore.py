@@ -225,7 +225,7 @@ def use_map(page, projection=False):
     page.wait_for_selector(".js-plotly-plot .hovertext", state="attached")
     page.mouse.click(x, y)
     until(lambda: texts(page, ".itemlm-near h4.name") != before)
-    assert texts(page, ".itemlm-near h4.name")[0].startswith(title[:60])
+    assert texts(page, ".itemlm-near h4.name")[0].startswith(html.unescape(title)[:60])
 
 
 PLACES = "() => document.querySelector('.itemlm-map .js-plotly-plot')?._fullData?.[1].x.slice(0, 5).join() || ''"
@@ -439,7 +439,7 @@ def test_lab(browser, place, expected):
 def test_error_states(place, tmp_path):
     "A run of another format, a damaged one, none at all: one sentence and a way on, without a page."
     assert "There is no run yet" in explore_in(tmp_path)
-    for name, change in (("newer", lambda text: text.replace('"format": 2', '"format": 99')), ("damaged", lambda text: text[:50])):
+    for name, change in (("newer", lambda text: text.replace('"format": 3', '"format": 99')), ("damaged", lambda text: text[:50])):
         shutil.copytree(place / "runs/main", tmp_path / "runs" / name)
         file = tmp_path / "runs" / name / "run.json"
         file.write_text(change(file.read_text()))

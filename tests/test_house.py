@@ -14,7 +14,7 @@ ROOMS = """
 core
 show
 workspace
-data.readers data.events data.datasets data.split data.doctor data.tokenizer data.batches
+data.files data.times data.readers data.events data.datasets data.split data.doctor data.tokenizer data.batches
 metrics.ranks metrics.lists metrics.statistics
 models.layers models.base models.losses models.recipe models.item_lm models.kmeans models.counting models.neural
 models.text.templates models.text.encoders models.text.item_llm models.text.words models.text.rows
@@ -24,6 +24,7 @@ serving.topk serving.recommender
 training.schedule training.ppmi training.checkpoint training.trainer
 evaluation.report evaluation.compare evaluation.protocols evaluation.cold
 explain
+parameters
 jobs
 """.split()  # in the order in which data flows
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}

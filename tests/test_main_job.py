@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import papermill
@@ -16,9 +17,11 @@ from conftest import ROOT
 from itemlm.data.datasets import load_dataset
 from itemlm.data.split import split
 from itemlm.evaluation.report import evaluate
-from itemlm.jobs import TrainParameters, job_parameters, open_job
+from itemlm.jobs import TrainParameters, _figure_html, find_job, job_parameters, open_job, plotly_script
 from itemlm.models.counting import popularity
+from itemlm.parameters import ExploreParameters, recipe_of
 from itemlm.runs.folder import read_record
+from itemlm.show import figure
 from itemlm.study import StudyParameters
 from itemlm.training.trainer import fit
 
@@ -73,7 +76,8 @@ def test_notebook_and_python_declare_the_same(notebook, declared):
     "Names, types and defaults, in one order; every one explained."
     cell = papermill.inspect_notebook(str(ROOT / f"nbs/{notebook}.ipynb"))
     told = [(name, known["inferred_type_name"], known["default"].strip('"')) for name, known in cell.items()]
-    assert told == [(field.name, field.type.__name__, str(field.default)) for field in fields(declared)]
+    kind = lambda field: (get_args(field.type) or [field.type])[0].__name__  # float of float | None: papermill knows no more
+    assert told == [(field.name, kind(field), str(field.default)) for field in fields(declared)]
     assert all(known["help"] for known in cell.values())
 
 
@@ -251,6 +255,149 @@ def test_parameters_without_a_kernel():
     with pytest.raises(ValueError, match="unknown parameter fit; valid are dataset, model"):
         job_parameters(TrainParameters, {"In": cells, "seed": 1})
     assert job_parameters(TrainParameters, {"In": [*cells, "mine = 5", "run = training_job()"], "seed": 1}).seed == 1
+
+
+ODD = "kunde,ware,ts,kind\n" + "".join(f"u{u},i{(u + t) % 12},{t},view\n" for u in range(60) for t in range(6))
+EVERYTHING = """
+dataset: odd.csv
+columns: {user: kunde, item: ware, time: ts}
+model: {name: sasrec_ce, width: 8}
+preset: tiny
+epochs: 1
+seeds: [0, 1]
+out_dir: 0011
+"""
+
+
+def test_everything_from_one_command(tmp_path):
+    "-f, -y and -p alike: data, model, loss, seeds; each run says what it was given, and is repeated from that."
+    (tmp_path / "odd.csv").write_text(ODD)
+    (tmp_path / "mine.yaml").write_text(EVERYTHING)
+    given = ["-f", "mine.yaml", "-y", "model.heads: 1", "-p", "loss", "sampled_softmax", "-p", "loss.negatives", "4", "-p", "lr", "0.02"]
+    command = [COMMAND, ROOT / "nbs/train.ipynb", "out.ipynb", "--no-progress-bar", *given]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-4000:]
+    assert sorted(path.name for path in (tmp_path / "0011").iterdir()) == ["seed0", "seed1"]  # not in a folder named 9, as YAML has it
+    record = read_record(tmp_path / "0011/seed1")
+    told = record["params"]
+    assert (told["columns"], told["model"], told["seed"]) == ("user=kunde, item=ware, time=ts", "sasrec_ce", 1)
+    assert (told["model.width"], told["loss.negatives"], told["lr"]) == (8, 4, 0.02)
+    assert record["identity"]["fit"]["loss"] == {"name": "itemlm.models.losses:SampledSoftmax", "negatives": 4}
+    report = (tmp_path / "out.ipynb").read_text()
+    assert "deviation" in report and "itemlmPlotly" in report and "cdn.plot.ly" not in report and len(report) < 2e6
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch) -> Path:
+    "A folder of data, and the current one."
+    (tmp_path / "odd.csv").write_text(ODD)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_run_is_repeated_from_its_own_record(beside):
+    "The same folder again; with a change on top another one, and nothing else changes; a default is a change, too."
+    asked = dict(dataset="odd.csv", columns="user=kunde, item=ware, time=ts", preset="tiny", lr=0.03, seed=5, protocol="last_n", n=1)
+    job = open_job(TrainParameters(**asked, settings={"model.width": 8, "loss": "gbce", "loss.t": 0.5}), beside / "runs")
+    again = {"like": str(job.folder)}
+    assert find_job(job_parameters(TrainParameters, again), beside / "runs").folder == job.folder
+    assert find_job(TrainParameters(**again), beside / "runs").folder == job.folder
+    other = job_parameters(TrainParameters, again | {"seed": 0, "model.width": 32})
+    assert other.deciding() == job.asked.deciding() | {"seed": 0, "model.width": 32}
+    cells = ["seed: int = 0", "# Parameters\nseed = 0", "run = training_job()"]
+    named = {"In": cells, "seed": 0, "like": str(job.folder), "lr": None}
+    assert (job_parameters(TrainParameters, named).seed, job_parameters(TrainParameters, named | {"In": cells[2:]}).seed) == (0, 5)
+
+
+def test_advice_can_be_followed_where_it_is_given(beside):
+    "What an error tells to set is a parameter, and setting it helps."
+    asked = {"dataset": "odd.csv", "preset": "tiny"}
+    for role, column in (("user", "kunde"), ("item", "ware")):
+        with pytest.raises(ValueError, match=rf"Say which one it is: columns\.{role}='\.\.\.'"):
+            open_job(job_parameters(TrainParameters, asked), beside / "runs")
+        asked[f"columns.{role}"] = column
+    assert open_job(job_parameters(TrainParameters, asked), beside / "runs").parts.events.n_users == 60
+
+
+@pytest.mark.parametrize(
+    "given, problem",
+    [
+        ({"text": "x"}, "unknown parameter text"),
+        ({"model.widht": 3}, "unknown parameter model.widht; .* model.width"),
+        ({"loss": "bce", "loss.negative": 3}, "unknown parameter loss.negative; .* loss.negatives"),
+        ({"model.n_items": 3}, "unknown parameter model.n_items"),
+        ({"data.colour": 3}, "data.colour|'colour'"),
+        ({"columns.visitor": "x"}, "unknown role visitor; valid are user, item, time, rating"),
+        ({"lr": float("nan")}, "lr=nan must be a finite number"),
+        ({"settings": "lr=nan"}, "lr='nan' must be a finite number"),
+        ({"max_minutes": float("inf")}, "max_minutes=inf must be a finite number"),
+        ({"model.temperature": "inf"}, "temperature"),
+        ({"epochs": 2.5}, "epochs=2.5 must be a whole number"),
+        ({"seed": 2**40}, "seed=1099511627776 must be from 0 to"),
+        ({"seeds": "0,0"}, "seeds='0,0' must be different whole numbers"),
+        ({"cuts": "0.8,0.9"}, "is of protocol=global_time"),
+        ({"like": "nowhere"}, "there is no run in nowhere"),
+        ({"dataset": 2024.1}, "papermill -r dataset"),
+    ],
+)
+def test_refused_before_anything_is_written(beside, given, problem):
+    with pytest.raises(ValueError, match=problem):
+        asked = job_parameters(TrainParameters, {"dataset": "odd.csv", "columns.user": "kunde", "columns.item": "ware"} | given)
+        open_job(asked, beside / "runs")
+    assert not (beside / "runs").exists()
+
+
+def test_nothing_new_given_nothing_changes():
+    "The parameters that every run had say what they said."
+    usual = {"dataset": "ml-latest-small", "model": "item_lm", "preset": "small", "protocol": "leave_one_out", "ties": "as_is"}
+    assert TrainParameters().deciding() == usual | {"seed": 0, "epochs": 0, "precision": "float32"}
+    assert recipe_of(TrainParameters(lr=2e-3)).identity() == recipe_of(TrainParameters()).identity()
+
+
+def test_compare_and_explore_refuse_undeclared_names(beside):
+    "Each names its own parameters."
+    for declared, name, valid in ((StudyParameters, "loss", "datasets"), (ExploreParameters, "find_run", "run")):
+        cells = ["run = ''", f"# Parameters\n{name} = 3", "job()"]
+        with pytest.raises(ValueError, match=f"unknown parameter {name}; valid are {valid}"):
+            job_parameters(declared, {"In": cells, name: 3})
+    assert job_parameters(ExploreParameters, {"In": ["run = ''", "# Parameters\nrun = 2024", ""], "run": 2024}).run == "2024"
+
+
+def test_figures_of_a_report_need_no_network(tmp_path, browser):
+    "The page brings plotly along; nothing in a title ends its script."
+    drawn = figure(title_text="</script><b>").add_scatter(x=[1, 2], y=[3, 4])
+    (tmp_path / "report.html").write_text(f"<body>{plotly_script()}{_figure_html(drawn.to_dict())}</body>", encoding="utf-8")
+    page, failed = browser.new_context(offline=True).new_page(), []
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_selector(".plotly-graph-div .main-svg", timeout=60_000)
+    assert not failed
+
+
+def test_a_run_with_a_plain_item_table_can_be_explored(beside):
+    "Its vectors are numbers, whatever they were in training."
+    asked = TrainParameters(dataset="odd.csv", columns="user=kunde, item=ware, time=ts", model="sasrec_ce", preset="tiny", epochs=1)
+    job = find_job(asked, beside / "runs")
+    vectors = fit(job.parts, job.recipe, device="cpu", verbose=False).item_vectors()
+    assert not vectors.requires_grad and vectors.numpy().shape == (12, 16)
+
+
+STUB = '#!/bin/sh\nfor word in "$@"; do printf \'%s\\n\' "$word"; done\n'  # says what it was called with, a line each
+
+
+@pytest.mark.parametrize(
+    "name", ["beauty", "my data/clicks (1).csv", "it's.csv", 'a$b`c`"d"$(HOME).csv', "ü{1}&#;*.csv", "2024.10", "back\\slash"]
+)
+def test_make_takes_any_path(tmp_path, name):
+    "Whatever a shell can quote arrives as it is, and names its report."
+    (tmp_path / "papermill").write_text(STUB)
+    (tmp_path / "papermill").chmod(0o755)
+    command = ["make", "-s", "-o", "env", "train", f"BIN={tmp_path}", f"DATASET={name}", "ARGS=-p columns 'user=a b'"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    report = f"runs/train-{Path(name).stem}.ipynb"
+    assert said[:2] == ["nbs/train.ipynb", report.replace("{", "{{").replace("}", "}}")]  # papermill formats the name
+    assert said[4:] == ["-r", "dataset", name, "-p", "columns", "user=a b", f"The report: {report}"]
 
 
 def test_saved_page_shows_a_training():

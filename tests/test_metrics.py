@@ -167,6 +167,21 @@ def test_the_interval_of_a_difference_covers_the_truth():
     assert 0.91 < np.mean([f.lo <= 0.3 <= f.hi for f in found]) < 0.985
 
 
+@pytest.mark.parametrize("k", [0, -1, 2.5, np.nan, np.inf, True, "3"])
+def test_a_length_of_list_that_is_none(k):
+    ranks = Ranks(greater=np.array([0, 3]), ties=np.zeros(2, np.int64))
+    for metric in (recall, ndcg, mrr, precision):
+        with pytest.raises(ValueError, match="k is"):
+            metric(ranks, k)
+    assert recall(ranks, np.int64(1)).tolist() == [1, 0] and recall(ranks, 10**9).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("how", [dict(resamples=0), dict(level=np.nan), dict(level=95), dict(resamples=np.nan)], ids=str)
+def test_an_interval_that_is_none(how):
+    with pytest.raises(ValueError, match="resamples="):
+        bootstrap_interval(np.arange(5.0), **how)
+
+
 def test_holm_on_a_textbook_example():
     "The fifteen p-values of Benjamini and Hochberg (1995): three of them stand."
     p = np.array([0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0])

@@ -1,6 +1,5 @@
 "A run folder under bad luck: no room, no permission, files damaged or mixed up. One clear error each, and nothing half-written."
 
-import json
 import signal
 import subprocess
 import sys
@@ -8,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, restamp
 
 from itemlm.data.events import read_events
 from itemlm.data.split import split
@@ -62,7 +61,12 @@ def test_baseline_round_trip(tmp_path):
 
 
 def test_saved_over_another_run(run):
-    make(width=32, items=ODD[::-1]).save(run)
+    before, other = contents(run), make(width=32, items=ODD[::-1])
+    with pytest.raises(FileExistsError, match="home of a run of ItemLM with other weights: choose another folder, or save"):
+        other.save(run)
+    assert contents(run) == before
+    make().save(run)  # the same once more
+    other.save(run, overwrite=True)
     assert load(run).model.config.width == 32 and sorted(contents(run)) == FILES
 
 
@@ -80,7 +84,7 @@ FULL = (
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # a file beyond this fails as on a full disk
-rec.save(sys.argv[1])
+rec.save(sys.argv[1], overwrite=True)
 """
 )
 KILLED = (
@@ -89,7 +93,7 @@ KILLED = (
 import os, signal
 from itemlm.data.tokenizer import ItemTokenizer
 ItemTokenizer.save = lambda self, folder: os.kill(os.getpid(), signal.SIGKILL)
-rec.save(sys.argv[1])
+rec.save(sys.argv[1], overwrite=True)
 """
 )
 
@@ -109,7 +113,7 @@ def test_killed_while_saving(run):
     before = contents(run)
     assert python(KILLED, run).returncode == -signal.SIGKILL
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != ".lock"} == before and load(run)
-    make(width=32).save(run)
+    make(width=32).save(run, overwrite=True)
     assert sorted(contents(run)) == FILES, "what the killed process left is gone"
 
 
@@ -123,7 +127,7 @@ def replace(source, target):
     if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)
     real(source, target)
 os.replace = replace
-rec.save(sys.argv[1])
+rec.save(sys.argv[1], overwrite=True)
 """
 )
 
@@ -136,14 +140,13 @@ def test_killed_between_two_moves(run, moves):
     assert job.returncode == (0 if moves == 99 else -signal.SIGKILL), job.stderr
     found = load(run, device="cpu")
     assert (found.model.config.width, found.n_items) in ((16, old.n_items), (64, 500))
-    make(width=32).save(run)
+    make(width=32).save(run, overwrite=True)
     assert load(run).model.config.width == 32 and sorted(contents(run)) == FILES
 
 
 def record(**changes):
     def change(run):
-        path = run / "run.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        restamp(run, **changes)
 
     return change
 
@@ -187,6 +190,7 @@ DAMAGE = {
 def test_damaged_run(run, name):
     damage, message = DAMAGE[name]
     damage(run)
+    restamp(run)
     with pytest.raises(ValueError, match=message) as caught:
         load(run)
     assert len(str(caught.value).splitlines()) == 1

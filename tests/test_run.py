@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import restamp
 
 from itemlm.data.datasets import load_dataset
 from itemlm.data.split import split
@@ -93,7 +94,7 @@ def write(name, text):
 
 
 def change(**entries):
-    return lambda folder: (folder / "run.json").write_text(json.dumps(json.loads((folder / "run.json").read_text()) | entries))
+    return lambda folder: restamp(folder, **entries)
 
 
 HARM = {
@@ -128,6 +129,7 @@ HARM = {
 def test_harm_is_a_row_that_says_so(runs, what):
     harm, state, reason = HARM[what]
     harm(runs / "second")
+    restamp(runs / "second")
     table = list_runs(runs).set_index("run")
     row = table.loc["second"]
     assert row.state == state and not row.usable and pd.Series([row.reason]).str.contains(reason).all(), row.reason
@@ -180,10 +182,17 @@ def test_evaluated_half_way(parts, runs):
     ]
 
 
-def test_another_model_saved_over_a_run(runs):
-    load(runs / "popularity", "cpu").save(runs / "second")
+def test_another_model_does_not_move_in(runs):
+    "Not by accident; and where it is meant, nothing of the old run stays to speak of the new one."
+    before = {path.name: path.read_bytes() for path in (runs / "second").iterdir()}
+    popular = load(runs / "popularity", "cpu")
+    with pytest.raises(FileExistsError, match="second is the home of a run of ItemLM with other weights: choose another folder"):
+        popular.save(runs / "second")
+    assert {path.name: path.read_bytes() for path in (runs / "second").iterdir()} == before
+    popular.save(runs / "second", overwrite=True)
+    assert not {"metrics.json", "per_user.parquet", "log.jsonl"} & {path.name for path in (runs / "second").iterdir()}
     row = list_runs(runs).set_index("run").loc["second"]
-    assert np.isnan(row["ndcg@10"]) and "metrics.json is of" in row.reason and "ItemLM" in row.reason and "Popularity" in row.reason
+    assert row.state == "finished" and row.model == "Popularity" and np.isnan(row["ndcg@10"]) and not row.reason
 
 
 # ---- whatever lies there

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ROOT
+from conftest import ROOT, restamp
 from safetensors.torch import load_file, save_file
 
 from itemlm.data.datasets import load_dataset
@@ -594,7 +594,7 @@ def test_run_json_is_whole(parts, tmp_path):
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert ItemTextConfig(**record["config"]) == rec.model.config
     record["config"]["text"]["colour"] = "red"
-    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    restamp(tmp_path / "run", config=record["config"])
     with pytest.raises(ValueError, match="colour"):
         load(tmp_path / "run")
 

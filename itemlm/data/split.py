@@ -5,8 +5,11 @@
 # %% auto #0
 __all__ = ['Part', 'Split', 'split', 'tied_runs', 'shuffle_ties', 'fewer_users', 'withhold_items', 'withheld']
 
-# %% ../../nbs/api/data/13_split.ipynb #057955a1
+# %% ../../nbs/api/data/13_split.ipynb #073abc3d
+import datetime
+import math
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
 import numpy as np
 import pandas as pd
@@ -103,14 +106,14 @@ def _split(events: Events, train: np.ndarray, valid: Part, test: Part, protocol:
         protocol |= {f"{part.name}_users": part.n_users} | _cold(part, known, events)
     return Split(events=events, train=known, train_users=events.users[rows], valid=valid, test=test, protocol=protocol)
 
-# %% ../../nbs/api/data/13_split.ipynb #351da930
+# %% ../../nbs/api/data/13_split.ipynb #f43b41d2
 def _last_n(events: Events, n: int, protocol: dict) -> Split:
     "Last n items: test; the n before: valid; the rest: train"
     lengths = events.sequences.lengths
     rows = np.flatnonzero(lengths > 2 * n)
     if not len(rows):
         need = f"{protocol['split']} needs users with at least {2 * n + 1} interactions"
-        have = f"the longest of {len(lengths):,} users in {events.name} has {lengths.max()}"
+        have = f"the longest of {len(lengths):,} users in {events.name} has {lengths.max(initial=0)}"
         raise ValueError(f"{need}; {have}. Is the user column the right one?")
     train = np.where(lengths > 2 * n, lengths - 2 * n, lengths)
     asked, step = np.repeat(rows, n), np.tile(np.arange(n), len(rows))
@@ -121,43 +124,93 @@ def _last_n(events: Events, n: int, protocol: dict) -> Split:
 def _leave_one_out(events: Events) -> Split:
     return _last_n(events, 1, {"split": "leave_one_out"})
 
-# %% ../../nbs/api/data/13_split.ipynb #f83789ab
+# %% ../../nbs/api/data/13_split.ipynb #8fce4720
 def _running_latest(events: Events) -> tuple[np.ndarray, np.ndarray]:
     "The row of each interaction's user (N,), and the latest time up to it in that user's line (N,)"
-    rows, lowest = np.repeat(np.arange(events.n_users), events.sequences.lengths), events.times.min()
-    lift = rows * (int(np.ptp(events.times)) + 1)  # every user above the one before: one running maximum serves all
-    return rows, np.maximum.accumulate(events.times - lowest + lift) - lift + lowest
+    rows, times = np.repeat(np.arange(events.n_users), events.sequences.lengths), events.times
+    lowest, highest = int(times.min()), int(times.max())
+    if lowest < 0:  # before 1970, where the 0 of a time that is not known would be late
+        times = np.where(times == 0, lowest, times)
+    if events.n_users * (highest - lowest + 1) >= 2**63:  # one wild time stamp is enough: the places of the times are small numbers
+        steps, times = np.unique(times, return_inverse=True)
+        lift = rows * len(steps)
+        return rows, steps[np.maximum.accumulate(times + lift) - lift]
+    lift = rows * (highest - lowest + 1)  # every user above the one before: one running maximum serves all
+    return rows, np.maximum.accumulate(times - lowest + lift) - lift + lowest
 
-# %% ../../nbs/api/data/13_split.ipynb #81bee599
-def _moment(cut: str | float, known: np.ndarray) -> int:
-    "A cut as Unix seconds"
+# %% ../../nbs/api/data/13_split.ipynb #84e6ec4e
+def _date(cut: str | datetime.date | np.datetime64) -> int:
+    "A date as Unix seconds, the next whole one"
     if isinstance(cut, str):
-        return int(pd.to_datetime(cut, utc=True).timestamp())
-    return int(np.quantile(known, cut, method="nearest")) if 0 < cut < 1 else int(cut)
+        day, zone = cut.strip(), None
+        if not day[:1].isdigit():
+            raise ValueError("it is no ISO date")
+        if (last := day.split()[-1])[0].isalpha():  # the name of a zone
+            day, zone = day.removesuffix(last), last
+        cut = pd.to_datetime(day.strip(), format="ISO8601")
+        cut = cut.tz_localize(zone) if zone else cut
+    moment = pd.Timestamp(cut)
+    moment = moment.tz_convert("UTC").tz_localize(None) if moment.tzinfo else moment
+    if moment is pd.NaT:
+        raise ValueError("it is no time")
+    return int(moment.ceil("s").to_datetime64().astype("datetime64[s]").astype(np.int64))
 
 
+def _moment(cut: str | float | datetime.date | np.datetime64, known: np.ndarray) -> int:
+    "A cut as Unix seconds: what happens before that second is before the cut"
+    try:
+        if isinstance(cut, str | datetime.date | np.datetime64):
+            return _date(cut)
+        if isinstance(cut, Real) and not isinstance(cut, bool | np.bool_ | np.timedelta64) and math.isfinite(cut):
+            return int(np.quantile(known, float(cut), method="nearest")) if 0 < cut < 1 else math.ceil(cut)
+    except (ValueError, OverflowError, LookupError) as error:
+        problem = f" ({error})"
+    else:
+        problem = ""
+    ways = "a share between 0 and 1 such as 0.8, an ISO date such as '2020-09-13 12:29', or Unix seconds"
+    raise ValueError(f"cuts: {cut!r} is no moment{problem}: give {ways}")
+
+# %% ../../nbs/api/data/13_split.ipynb #b3184447
+def _said(moment: int) -> str:
+    "Unix seconds as a date"
+    moment = int(moment)
+    return str(np.datetime64(moment, "s")) if abs(moment) < 2**63 else str(moment)
+
+
+def _moments(cuts: tuple, events: Events) -> list[int]:
+    "Both cuts as Unix seconds"
+    if isinstance(cuts, str) or not np.iterable(cuts) or len(cuts := list(cuts)) != 2:
+        raise ValueError(f"cuts={cuts!r}: give two, where valid and where test begins, such as (0.8, 0.9)")
+    known = events.times[events.times != 0]
+    moments = [_moment(cut, known) for cut in cuts]
+    if not known.min() < moments[0] < moments[1] <= known.max():
+        within = f"they must rise and lie within the times of {events.name}, {_said(known.min())} to {_said(known.max())}"
+        raise ValueError(f"cuts={tuple(cuts)} are the moments {' and '.join(map(_said, moments))}: {within}")
+    return moments
+
+# %% ../../nbs/api/data/13_split.ipynb #89c256a6
 def _global_time(events: Events, cuts: tuple) -> Split:
     "Train before the first cut; valid between the cuts; test from the second cut on"
     if not events.has_times:
         raise ValueError(f"{events.name} has no time stamps and cannot be split by time: use leave_one_out")
-    known = events.times[events.times != 0]
-    first, second = moments = [_moment(cut, known) for cut in cuts]
-    if not known.min() < first < second <= known.max():
-        within = f"they must rise and lie within the times of {events.name}, {known.min()} to {known.max()}"
-        raise ValueError(f"the cuts {cuts} are the moments {moments}: {within}")
+    moments = _moments(cuts, events)
     rows, times = _running_latest(events)
-    train, middle, end = (np.bincount(rows, times < cut, events.n_users).astype(np.int64) for cut in (first, second, np.inf))
+    train, middle = (np.bincount(rows, times < cut, events.n_users).astype(np.int64) for cut in moments)
+    end = events.sequences.lengths
     late, later = np.flatnonzero(middle > train), np.flatnonzero(end > middle)
     valid, test = _part("valid", events, late, train[late]), _part("test", events, later, middle[later])
-    cuts = [str(np.datetime64(cut, "s")) for cut in moments]
+    cuts = [_said(cut) for cut in moments]
     protocol = {"split": "global_time", "cuts": cuts, "times_unknown": int((events.times == 0).sum())}
     return _split(events, train, valid, test, protocol)
 
-# %% ../../nbs/api/data/13_split.ipynb #d56162d7
+# %% ../../nbs/api/data/13_split.ipynb #179eee2a
 def split(
     events: Events,
     how: str = "leave_one_out",  # or "last_n", "global_time"
-    cuts: tuple = (0.8, 0.9),  # of global_time, where valid and test begin: quantiles of the times, dates or Unix seconds
+    cuts: tuple = (
+        0.8,
+        0.9,
+    ),  # of global_time, where valid and test begin: quantiles of the times, dates (UTC without a zone) or Unix seconds
     n: int = 2,  # of last_n: test targets a user, and as many valid targets
 ) -> Split:
     "Train, valid and test"
@@ -167,9 +220,9 @@ def split(
         return _global_time(events, cuts)
     if how != "last_n":
         raise ValueError(f"there is no split {how!r}: it is 'leave_one_out', 'last_n' or 'global_time'")
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, Integral) or isinstance(n, bool | np.timedelta64) or n < 1:
         raise ValueError(f"n={n!r}: last_n takes 1, 2, ... targets of each user")
-    return _last_n(events, n, {"split": "last_n", "n": n})
+    return _last_n(events, int(n), {"split": "last_n", "n": int(n)})
 
 # %% ../../nbs/api/data/13_split.ipynb #68060d86
 def tied_runs(

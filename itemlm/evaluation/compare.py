@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['comparable', 'Comparison', 'compare', 'training_curves']
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #1b636d1f
-import html
+# %% ../../nbs/api/evaluation/61_compare.ipynb #ac2ae21b
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -18,11 +17,11 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import flatten
+from ..core import flatten, path_of
 from .report import ACCURACY, LISTED, Report, mean_over_users, read_report, slice_groups
 from ..metrics.statistics import holm, paired_difference
 from ..runs.ledger import RunRecord, read_run
-from ..show import COLOURS, FAINT, GREY, Html, Table, Value, digits, figure, subplots
+from ..show import COLOURS, FAINT, GREY, Html, Table, Value, digits, figure, page_text, plot_text, subplots
 from ..workspace import workspace
 
 # %% ../../nbs/api/evaluation/61_compare.ipynb #bacdd6e4
@@ -107,10 +106,11 @@ class _Run:
         state = f" ({self.record.state}: {self.record.reason})" if self.record.reason else ""
         return f"{self.name} has no {part} figures{state}: evaluate(load(folder), parts).save(folder) makes them"
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #806210ed
+# %% ../../nbs/api/evaluation/61_compare.ipynb #17707034
 def _folder(run: str | Path) -> Path:
     "The folder of a run: as it is, from the workspace's root, or among its runs"
-    places = (Path(run), workspace().root / run, workspace().runs / run)
+    run = path_of(run)
+    places = (run, workspace().root / run, workspace().runs / run)
     return next((path for path in places if path.is_dir()), places[0])
 
 
@@ -504,7 +504,7 @@ def __repr__(self: Comparison) -> str:
     wide = self.models.pivot(index="model", columns="metric", values="mean").loc[self.names, list(self.metrics)]
     return f"{wide.round(4).assign(verdict=[self.verdict(name) for name in wide.index]).to_string()}\n{self.footer}"
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #a3a4134c
+# %% ../../nbs/api/evaluation/61_compare.ipynb #d70c305f
 @patch
 def _dot(self: Comparison, name: str, metric: str) -> dict:
     "A model's point in the forest"
@@ -512,13 +512,18 @@ def _dot(self: Comparison, name: str, metric: str) -> dict:
     if not test:
         label = dict(text=["" if name == self.reference else "  not comparable"], textposition="middle right")
         return dict(
-            x=[0], y=[name], mode="markers+text", marker=dict(size=9, symbol="diamond", color=COLOURS[0]), hoverinfo="skip", **label
+            x=[0],
+            y=[plot_text(name)],
+            mode="markers+text",
+            marker=dict(size=9, symbol="diamond", color=COLOURS[0]),
+            hoverinfo="skip",
+            **label,
         )
     colour = {1: COLOURS[2], -1: COLOURS[1], 0: GREY}[self.sign(name, self.reference, metric)]
     bars = dict(type="data", array=[test["hi"] - test["difference"]], arrayminus=[test["difference"] - test["lo"]], thickness=1.5)
     gap = str(Value(test["difference"], test["lo"], test["hi"], sign=True))
-    said = f"{gap}<br>p (Holm) {_p_text(test['p_holm'])}: {self.says(name, self.reference, metric)} {html.escape(self.reference)}"
-    dot = dict(x=[test["difference"]], y=[name], mode="markers", marker=dict(size=9, color=colour))
+    said = f"{gap}<br>p (Holm) {_p_text(test['p_holm'])}: {self.says(name, self.reference, metric)} {plot_text(self.reference)}"
+    dot = dict(x=[test["difference"]], y=[plot_text(name)], mode="markers", marker=dict(size=9, color=colour))
     return dot | dict(error_x=bars, hovertemplate=f"{said}<extra></extra>")
 
 
@@ -531,7 +536,7 @@ def forest(
     metric = metric or self.metrics[0]
     if metric not in self.metrics:
         raise ValueError(f"{metric!r} was not compared; metrics: {', '.join(self.metrics)}")
-    title = f"difference in {metric} from {self.reference}"
+    title = f"difference in {metric} from {plot_text(self.reference)}"
     shown = figure(height=120 + 32 * len(self.names), showlegend=False, xaxis_title=title, margin_t=20)
     for name in self.names[::-1]:
         shown.add_scatter(**self._dot(name, metric))
@@ -582,7 +587,7 @@ def settings(self: Comparison) -> pd.DataFrame:  # by setting, one column a run
     differ = {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
     return pd.DataFrame(list(differ.values()), pd.Index(differ, name="setting"), list(theirs), dtype=object)
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #923ab292
+# %% ../../nbs/api/evaluation/61_compare.ipynb #a11b83b4
 def _panels():
     panels = subplots(2, height=320, titles=("training loss", "validation NDCG@10"))
     return panels.update_xaxes(title_text="epoch").update_layout(legend_y=1.12, margin_t=70)
@@ -593,13 +598,13 @@ def _add_curves(panels, log: list[dict], name: str, colour: str) -> None:
     epochs, scores = [row["epoch"] for row in log], [row["ndcg@10"] for row in log]
     best, line = int(np.argmax(scores)), dict(color=colour, width=2.5)
     kept = dict(color=colour, size=14, symbol="circle-open", line_width=3)
-    panels.add_scatter(x=epochs, y=scores, name=name, mode="lines+markers", marker_size=5, line=line, row=1, col=2)
+    panels.add_scatter(x=epochs, y=scores, name=plot_text(name), mode="lines+markers", marker_size=5, line=line, row=1, col=2)
     panels.add_scatter(
-        x=[epochs[best]], y=[scores[best]], name=f"{name}: kept", mode="markers", marker=kept, showlegend=False, row=1, col=2
+        x=[epochs[best]], y=[scores[best]], name=f"{plot_text(name)}: kept", mode="markers", marker=kept, showlegend=False, row=1, col=2
     )
     losses = [row.get("loss") for row in log]
     panels.add_scatter(
-        x=epochs, y=losses, name=f"{name}: loss", mode="lines+markers", marker_size=5, line=line, showlegend=False, row=1, col=1
+        x=epochs, y=losses, name=f"{plot_text(name)}: loss", mode="lines+markers", marker_size=5, line=line, showlegend=False, row=1, col=1
     )
 
 
@@ -760,7 +765,7 @@ def _place_name(place: int) -> str:
     first = _PLACES[place - 1] + 1 if place else 1
     return f"{first:,}" + (f"–{_PLACES[place]:,}" if _PLACES[place] > first else "")
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #6ea3fbc2
+# %% ../../nbs/api/evaluation/61_compare.ipynb #1a761ffc
 @patch
 def rank_map(
     self: Comparison,
@@ -783,8 +788,8 @@ def rank_map(
     for line in (dict(x0=border, x1=border, y0=-0.5, y1=side), dict(x0=-0.5, x1=side, y0=border, y1=border)):
         drawn.add_shape(type="line", **line, line=dict(color=COLOURS[1], width=2))
     axis = dict(tickvals=list(range(len(shown))), ticktext=[_place_name(place) for place in shown], showgrid=False, zeroline=False)
-    drawn.update_xaxes(**axis, tickangle=-45, title_text=f"rank in {names[0]}", range=[-0.5, side])
-    return drawn.update_yaxes(**axis, title_text=f"rank in {names[1]}", title_standoff=15, range=[side, -0.5])
+    drawn.update_xaxes(**axis, tickangle=-45, title_text=f"rank in {plot_text(names[0])}", range=[-0.5, side])
+    return drawn.update_yaxes(**axis, title_text=f"rank in {plot_text(names[1])}", title_standoff=15, range=[side, -0.5])
 
 # %% ../../nbs/api/evaluation/61_compare.ipynb #cffae962
 @patch
@@ -808,7 +813,7 @@ def beside(
         rows[metric] = ends | {("difference", end): gap.get(old) for old, end in (("difference", "mean"), ("lo", "lo"), ("hi", "hi"))}
     return pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis("metric")
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #05403baa
+# %% ../../nbs/api/evaluation/61_compare.ipynb #28f3d577
 @patch
 def _beside_html(self: Comparison, a: str, b: str, seen: str) -> Html:
     "All metrics of two models, folded; empty where they have none in common"
@@ -828,7 +833,7 @@ def _beside_html(self: Comparison, a: str, b: str, seen: str) -> Html:
 def _users_html(self: Comparison, a: str, b: str, n: int) -> Html:
     "How many targets are among the first ten, and who moved furthest"
     users, runs = self.moved_users(a, b), [self.runs[name][0].name for name in self._pair(a, b)]
-    names = [html.escape(name) for name in runs]
+    names = [page_text(name) for name in runs]
     count = {key: f"<b>{value:,}</b>" for key, value in self.top10(a, b).items()}
     text = f"Of {len(users):,} hidden items, {count['both']} are among the first ten in both, {count['won']} in {names[1]} alone,"
     text += f" {count['lost']} in {names[0]} alone, and {count['neither']} in neither."
@@ -841,7 +846,7 @@ def _users_html(self: Comparison, a: str, b: str, n: int) -> Html:
     tables = "".join(Table(head=head, rows=rows, title=f"{word} most, by the ratio of ranks")._repr_html_() for word, rows in lines.items())
     return Html(f"<p>{text}</p>{tables}")
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #b6b903b2
+# %% ../../nbs/api/evaluation/61_compare.ipynb #97997279
 @patch
 def _settings_table(self: Comparison) -> Table | Html:
     "What was set differently, for a page"
@@ -867,7 +872,7 @@ def sections(
     try:
         self._pair(a, b)
     except ValueError as error:
-        return found | {"What came out": [Html(f"<p><b>Not compared.</b> {html.escape(str(error))}</p>")]}
+        return found | {"What came out": [Html(f"<p><b>Not compared.</b> {page_text(error)}</p>")]}
     rules = [rule for rule in ("drop", "keep") if not any(self.runs[name][0].lacks(self.part, rule) for name in (a, b))]
     found["What came out"] = [self, *filter(None, (self._beside_html(a, b, rule) for rule in rules))]
     known = all("history" in self.runs[name][0].report.per_user for name in (a, b))

@@ -6,8 +6,7 @@
 __all__ = ['NEAR_MARK', 'PICKED_MARK', 'nearest_items', 'scaled_points', 'pca_points', 'nearest_to_each', 'colourings',
            'item_traces', 'map_figure', 'mark_trace']
 
-# %% ../../nbs/api/explore/80_maps.ipynb #969df7e1
-import re
+# %% ../../nbs/api/explore/80_maps.ipynb #bbe7ba92
 from collections import Counter
 
 import numpy as np
@@ -16,9 +15,10 @@ import torch
 from torch.nn.functional import pad
 
 from ..core import memory_budget
+from ..metrics.lists import attribute_values
 from ..models.kmeans import kmeans
 from ..serving.recommender import Recommender
-from ..show import COLOURS, figure, graph_objects, item_names
+from ..show import COLOURS, cut_text, figure, graph_objects, item_names, plot_text
 
 # %% ../../nbs/api/explore/80_maps.ipynb #2eb3ee12
 def nearest_items(
@@ -63,28 +63,28 @@ def nearest_to_each(
         found.append(cosines.topk(k))
     return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
 
-# %% ../../nbs/api/explore/80_maps.ipynb #25f7100a
+# %% ../../nbs/api/explore/80_maps.ipynb #5a874cdd
 _PICKED = COLOURS[1]  # of what was chosen
 _OTHER, _OTHER_COLOUR = "other", "#999999"
 _GROUP_COLOURS = tuple(colour for colour in COLOURS if colour != _PICKED)
 
 
 def _item_groups(
-    values: pd.Series,  # text, several values separated by | or ;
+    values: pd.Series,  # text, several values separated by | or ;, or lists
     most: int = len(_GROUP_COLOURS),  # groups kept
 ) -> np.ndarray:  # (V,) text
     "The first of each item's values that is among the most frequent ones, else `other`"
-    lists = [[part.strip() for part in re.split(r"[|;]", str(text))] if pd.notna(text) else [] for text in values]
-    counts = Counter(part for row in lists for part in set(row) if part)
+    lists = [attribute_values(cell) for cell in values]
+    counts = Counter(part for row in lists for part in set(row))
     kept = {name for name, _ in counts.most_common(most)}
     return np.array([next((part for part in row if part in kept), _OTHER) for row in lists], dtype=object)
 
-# %% ../../nbs/api/explore/80_maps.ipynb #26018d78
+# %% ../../nbs/api/explore/80_maps.ipynb #8cf480ff
 def _cluster_names(rec: Recommender, vectors: torch.Tensor) -> np.ndarray:  # (V,) text
     "Clusters of directions, each called by its most popular item"
     groups = kmeans(vectors, len(_GROUP_COLOURS), rounds=26, cosine=True)[0].numpy()
     names, popular = item_names(rec.items), rec.items["count"].to_numpy().argsort(kind="stable")[::-1]
-    first = {group: f"like {names[popular[groups[popular] == group][0]]}"[:34] for group in np.unique(groups)}
+    first = {group: cut_text(f"like {names[popular[groups[popular] == group][0]]}", 34) for group in np.unique(groups)}
     return np.array([first[group] for group in groups], dtype=object)
 
 # %% ../../nbs/api/explore/80_maps.ipynb #7ed2dbf5
@@ -119,7 +119,7 @@ def colourings(
     numbers = {"year": years, "first seen": _first_seen(rec)}
     return found | {name: values for name, values in numbers.items() if np.isfinite(values).mean() > 0.5}
 
-# %% ../../nbs/api/explore/80_maps.ipynb #911eb3c0
+# %% ../../nbs/api/explore/80_maps.ipynb #1fbdd00e
 def _sizes(counts: np.ndarray) -> np.ndarray:
     "Four to fourteen pixels, by the logarithm of the training count"
     share = np.log1p(counts) / max(np.log1p(counts).max(initial=0), 1)
@@ -130,7 +130,7 @@ def _groups(values: np.ndarray, title: str) -> list[tuple[np.ndarray, dict, str]
     "Rows, marker and name of each trace"
     if values.dtype != object:
         known = np.isfinite(values)
-        bar = dict(title=dict(text=f"log10 {title}" if title == "popularity" else title, side="right"), thickness=12, len=0.8)
+        bar = dict(title=dict(text=f"log10 {title}" if title == "popularity" else plot_text(title), side="right"), thickness=12, len=0.8)
         marker = dict(color=values[known].astype(np.float32), colorscale="Viridis", showscale=True, colorbar=bar)
         unknown = [(np.flatnonzero(~known), dict(color=_OTHER_COLOUR), "unknown")] if (~known).any() else []
         return [*unknown, (np.flatnonzero(known), marker, "")]
@@ -138,7 +138,7 @@ def _groups(values: np.ndarray, title: str) -> list[tuple[np.ndarray, dict, str]
     colour = dict(zip(order, _GROUP_COLOURS)) | {_OTHER: _OTHER_COLOUR}
     return [(np.flatnonzero(values == name), dict(color=colour[name]), name) for name in [_OTHER, *order] if (values == name).any()]
 
-# %% ../../nbs/api/explore/80_maps.ipynb #4e09b860
+# %% ../../nbs/api/explore/80_maps.ipynb #dd0795c3
 def item_traces(
     points: np.ndarray,  # (n, 2)
     items: pd.DataFrame,  # n rows
@@ -146,13 +146,13 @@ def item_traces(
     by: str,  # what they are
 ) -> list:  # of plotly traces; each point's `customdata` is its row
     "A trace for each group of items"
-    sizes, names = _sizes(items["count"].to_numpy()), pd.Series(item_names(items)).str.slice(0, 70).to_numpy()
+    sizes, names = _sizes(items["count"].to_numpy()), np.array([plot_text(name) for name in item_names(items)], dtype=object)
     how = dict(hoverinfo="text", mode="markers")
     return [
         graph_objects().Scattergl(
             x=points[rows, 0],
             y=points[rows, 1],
-            name=label,
+            name=plot_text(label, 40),
             text=names[rows],
             customdata=rows.astype(np.int32),
             showlegend=bool(label),
@@ -181,7 +181,7 @@ def map_figure(
         found.add_trace(trace.update(customdata=rows[trace.customdata].astype(np.int32)))
     return found
 
-# %% ../../nbs/api/explore/80_maps.ipynb #146b9004
+# %% ../../nbs/api/explore/80_maps.ipynb #61956032
 NEAR_MARK = dict(name="nearest to it", symbol="circle-open", size=15, color=_PICKED)
 PICKED_MARK = dict(name="picked", symbol="star", size=20, color=_PICKED)
 
@@ -194,5 +194,5 @@ def mark_trace(
 ):  # a plotly trace
     "Points that are marked, under one name in the legend"
     marker = dict(symbol=mark["symbol"], size=mark["size"], color=mark["color"], line=dict(width=2, color=mark["color"]))
-    places = dict(x=points[:, 0], y=points[:, 1], text=names)
+    places = dict(x=points[:, 0], y=points[:, 1], text=[plot_text(name) for name in names])
     return graph_objects().Scattergl(**places, name=mark["name"], mode="markers", hoverinfo="text", marker=marker, **more)

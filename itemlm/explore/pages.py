@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAGE_STYLE', 'button', 'Line', 'list_html', 'page_html', 'beside', 'Sheet', 'item_sheet', 'user_sheet', 'board_sheet']
 
-# %% ../../nbs/api/explore/84_pages.ipynb #6cf4b925
+# %% ../../nbs/api/explore/84_pages.ipynb #eaaf091f
 import html
 from dataclasses import dataclass
 
@@ -15,13 +15,14 @@ import torch
 from fastcore.basics import patch
 
 from ..core import optional
+from ..data.events import words_of
 from ..explain import because, what_if
 from .maps import nearest_items
 from .users import NO_ITEM, UNKNOWN_ITEM, HeldOut, Recommendation, history_times, recommend_one
 from ..serving.recommender import Recommender
-from ..show import COLOURS, Html, facts, figure, item_names, names_of, span
+from ..show import COLOURS, Html, cut_text, facts, figure, item_names, names_of, page_attribute, page_text, plot_text, span
 
-# %% ../../nbs/api/explore/84_pages.ipynb #9c546bc3
+# %% ../../nbs/api/explore/84_pages.ipynb #b95c202c
 _LIST_STYLE = """
 .itemlm {font: 13px/1.5 system-ui, sans-serif; color: var(--jp-ui-font-color1, inherit); width: 100%; min-width: 0; box-sizing: border-box;}
 .itemlm h4 {font-size: 14px; margin: 4px 0 6px; font-weight: 600;}
@@ -38,6 +39,7 @@ _LIST_STYLE = """
 .itemlm li .v {opacity: .8; font-variant-numeric: tabular-nums; white-space: nowrap;}
 .itemlm li .bar {position: absolute; left: 30px; bottom: 0; height: 3px; background: #56B4E9;}
 .itemlm .hidden {background: #E69F00; color: #000; border-radius: 4px; padding: 0 6px;}
+.itemlm .hidden, .itemlm .t, .itemlm b {unicode-bidi: isolate;}
 .itemlm .both {border-left: 3px solid #009E73; padding-left: 4px;}
 .itemlm button {font: inherit; color: inherit; background: rgba(128,128,128,.14); border: 1px solid rgba(128,128,128,.4);
   border-radius: 4px; padding: 0 7px; height: 22px; line-height: 20px; cursor: pointer;}
@@ -50,7 +52,7 @@ _LIST_STYLE = """
 """
 _HIDDEN = COLOURS[4]  # of the held-out item, as above
 
-# %% ../../nbs/api/explore/84_pages.ipynb #02649d35
+# %% ../../nbs/api/explore/84_pages.ipynb #24378be9
 def button(
     text: str,
     do: str,  # what it asks for
@@ -60,11 +62,11 @@ def button(
     off: bool = False,
 ) -> str:
     "A button that tells the kernel what it stands for"
-    data = {"data-do": do, "data-item": item, "data-at": at, "aria-label": label or text, "title": label or text}
-    marks = " ".join(f'{key}="{html.escape(str(value))}"' for key, value in data.items())
-    return f"<button {marks}{' disabled' * off}>{html.escape(text)}</button>"
+    said = page_attribute(label or text)
+    data = f'data-do="{do}" data-item="{html.escape(item)}" data-at="{at}" aria-label="{said}" title="{said}"'
+    return f"<button {data}{' disabled' * off}>{page_text(text)}</button>"
 
-# %% ../../nbs/api/explore/84_pages.ipynb #e576828f
+# %% ../../nbs/api/explore/84_pages.ipynb #f1683409
 @dataclass(frozen=True, kw_only=True)
 class Line:
     "One line of a list"
@@ -80,10 +82,10 @@ class Line:
 
     def to_html(self) -> str:
         "The line's cells"
-        name, kind = html.escape(self.title), "t both" if self.both else "t"
+        name, kind = page_text(self.title), "t both" if self.both else "t"
         shown = f"<span class=hidden>{name}</span>" if self.hidden else name
         tag = f'button data-do="pick" data-item="{html.escape(self.item)}"' if self.item else "span"
-        cell = f'<{tag} class="{kind}" title="{name}">{shown}</{tag.split()[0]}>'
+        cell = f'<{tag} class="{kind}" title="{page_attribute(self.title)}">{shown}</{tag.split()[0]}>'
         bar = "" if self.bar is None else f'<span class=bar style="width:{60 * self.bar:.0f}%"></span>'
         return f"<li><span class=n>{self.n}</span>{cell}<span class=v>{self.value}</span>{self.buttons}{bar}</li>"
 
@@ -94,8 +96,8 @@ def list_html(
     empty: str = "Nothing here.",
 ) -> str:
     "A list with numbers, bars and marks"
-    head = f"<h4>{html.escape(title)}</h4>" if title else ""
-    return head + (f"<ol>{''.join(line.to_html() for line in lines)}</ol>" if lines else f"<p class=note>{html.escape(empty)}</p>")
+    head = f"<h4>{page_text(title)}</h4>" if title else ""
+    return head + (f"<ol>{''.join(line.to_html() for line in lines)}</ol>" if lines else f"<p class=note>{page_text(empty)}</p>")
 
 # %% ../../nbs/api/explore/84_pages.ipynb #f8b499f6
 PAGE_STYLE = (
@@ -175,10 +177,11 @@ def _next_items(
     best = (-counts).argsort(kind="stable")[:k]
     return best[counts[best] > 0], counts[best][counts[best] > 0]
 
-# %% ../../nbs/api/explore/84_pages.ipynb #4dfbc03f
+# %% ../../nbs/api/explore/84_pages.ipynb #27ac4235
 def _dates(seconds: np.ndarray) -> np.ndarray:
-    "Unix seconds as moments"
-    return np.asarray(seconds, np.int64).astype("datetime64[s]")
+    "Unix seconds as moments, wild ones at the end of what calendars know"
+    first, last = np.array(["0001-01-01", "9999-12-31"], dtype="datetime64[s]").astype(np.int64)
+    return np.asarray(seconds, np.int64).clip(first, last).astype("datetime64[s]")
 
 
 def _times_taken(rec: Recommender, column: int) -> np.ndarray:  # (n,) Unix seconds
@@ -198,16 +201,16 @@ def _taken_sheet(rec: Recommender, column: int, bars: int = 40) -> Sheet:
     picture.add_bar(x=_dates((edges[:-1] + edges[1:]) / 2), y=counts, marker_color=COLOURS[5], name="times")
     return Sheet(f"<h4>Taken over time</h4><p class=note>{counts.sum():,} times; {most}</p>", picture)
 
-# %% ../../nbs/api/explore/84_pages.ipynb #f65554be
+# %% ../../nbs/api/explore/84_pages.ipynb #dd8856bd
 def _known_facts(rec: Recommender, column: int) -> dict[str, str]:
     "What the item table says of an item"
     counts, row = rec.items["count"].to_numpy(), rec.items.iloc[column]
     place = int((counts > counts[column]).sum()) + 1
     known = {"id": rec.items.index[column], "taken": f"{counts[column]:,} times in training, place {place:,} of {len(counts):,}"}
     rest = {name: value for name, value in row.items() if name not in ("title", "count", "keywords")}
-    return known | {name: str(value).replace("|", ", ") for name, value in rest.items() if pd.notna(value) and str(value)}
+    return known | {name: cut_text(text, 500) for name, value in rest.items() if (text := words_of(value))}
 
-# %% ../../nbs/api/explore/84_pages.ipynb #a3174039
+# %% ../../nbs/api/explore/84_pages.ipynb #7a6049a2
 def item_sheet(
     rec: Recommender,
     vectors: torch.Tensor,  # (V, D) of `rec.item_vectors()`
@@ -229,7 +232,7 @@ def item_sheet(
     close = list_html(lines(near, [f"{cosine:.2f}" for cosine in cosines], cosines, then), "Nearest by cosine")
     after = lines(then, [f"{times:,} ×" for times in often], often / often.max(initial=1), near)
     after = list_html(after, "Taken next", "Nothing came after it in any history.")
-    head = f"<h4 class=name>{html.escape(item_names(rec.items.iloc[[column]])[0])}</h4>"
+    head = f"<h4 class=name>{page_text(item_names(rec.items.iloc[[column]])[0])}</h4>"
     known = facts(_known_facts(rec, column))._repr_html_()
     return Sheet(head + known, _taken_sheet(rec, column), beside("pair", close, after))
 
@@ -257,7 +260,7 @@ def _history_html(rec: Recommender, history: np.ndarray, times: np.ndarray, most
     more = f"<p class=note>and {len(history) - most:,} earlier</p>" if len(history) > most else ""
     return list_html(lines, "History, newest first", "No history: popular items are recommended.") + more
 
-# %% ../../nbs/api/explore/84_pages.ipynb #346f2e9a
+# %% ../../nbs/api/explore/84_pages.ipynb #e0614632
 def _growth_figure(
     rec: Recommender,
     history: np.ndarray,  # (T,) tokens, oldest first
@@ -273,12 +276,13 @@ def _growth_figure(
     looks = ("history", COLOURS[0], "circle", 6), ("hidden item", _HIDDEN, "star", 14)
     for rows, (name, colour, symbol, size) in zip((known[known < len(history)], known[known == len(history)]), looks):
         marker = dict(color=colour, symbol=symbol, size=size, opacity=0.8)
-        where = dict(x=_dates(times[rows]), y=rows + 1, text=_history_names(rec, tokens[rows]), hovertemplate="%{text}<br>%{x|%Y-%m-%d}")
+        names = [plot_text(name) for name in _history_names(rec, tokens[rows])]
+        where = dict(x=_dates(times[rows]), y=rows + 1, text=names, hovertemplate="%{text}<br>%{x|%Y-%m-%d}")
         if len(rows):
             picture.add_scatter(**where, name=name, mode="markers", marker=marker, showlegend=True)
     return picture
 
-# %% ../../nbs/api/explore/84_pages.ipynb #dd0ce44c
+# %% ../../nbs/api/explore/84_pages.ipynb #8b30172f
 def _rank_html(rec: Recommender, found: Recommendation, target: int) -> str:
     "A sentence about the held-out item"
     if target == NO_ITEM:
@@ -286,7 +290,10 @@ def _rank_html(rec: Recommender, found: Recommendation, target: int) -> str:
     if target == UNKNOWN_ITEM:
         return "The hidden item was never seen in training: the model cannot recommend it, and the user counts as a miss."
     where = "was taken out with the seen items" if np.isinf(found.rank) else f"stands at rank <b>{found.rank:,.0f}</b> of {rec.n_items:,}"
-    return f"Hidden item: <span class=hidden>{html.escape(item_names(rec.items.iloc[[target]])[0])}</span> {where}."
+    return f"Hidden item: <span class=hidden>{page_text(item_names(rec.items.iloc[[target]])[0])}</span> {where}."
+
+
+_NOTHING_LEFT = "No item is left to recommend: the history holds them all."
 
 
 def _recommended_html(rec: Recommender, found: Recommendation, target: int, title: str, both: set = frozenset()) -> str:
@@ -297,9 +304,9 @@ def _recommended_html(rec: Recommender, found: Recommendation, target: int, titl
         Line(n=n, title=name, value=f"{score:.2f}", bar=float(bar), hidden=bool(at == target), both=item in both)
         for n, (at, name, item, score, bar) in enumerate(cells, 1)
     ]
-    return list_html(lines, title, "No item is left to recommend: the seen filter took them all. Set it to keep.")
+    return list_html(lines, title, f"{_NOTHING_LEFT} Keep the seen ones to see a list.")
 
-# %% ../../nbs/api/explore/84_pages.ipynb #2b5fc023
+# %% ../../nbs/api/explore/84_pages.ipynb #ba4769d4
 def _by_other(rec: Recommender, other: Recommender, held: HeldOut, row: int, k: int, seen: str) -> tuple[Recommendation, int]:
     "The same user's list and target for a model with another vocabulary"
     target, tokens = int(held.targets[row]), held.histories[row]
@@ -324,11 +331,12 @@ def user_sheet(
     notes, both = [_rank_html(rec, mine, target)], set()
     if other is not None:
         both = set(rec.items.index[mine.columns]) & set(other.items.index[theirs[0].columns])
-        notes.append(f"By {html.escape(other_name)}: {_rank_html(other, *theirs)}")
-        notes.append(f"{len(both)} of {k} items are in both lists (green edge).")
+        notes.append(f"By {page_text(other_name)}: {_rank_html(other, *theirs)}")
+        longest = max(len(mine.columns), len(theirs[0].columns))
+        notes.append(f"{len(both)} of {longest} items are in both lists (green edge).")
     lists = [_history_html(rec, history, times), _recommended_html(rec, mine, target, "Recommended", both)]
     lists += [] if other is None else [_recommended_html(other, *theirs, f"By {other_name}", both)]
-    head = f"<h4>User {html.escape(str(held.users[row]))}, {len(history):,} items</h4>"
+    head = f"<h4>User {page_text(held.users[row])}, {len(history):,} items</h4>"
     text = "".join(f"<p>{note}</p>" for note in notes) + beside("columns", *lists)
     return Sheet(head, _growth_figure(rec, history, times, target), text)
 
@@ -360,7 +368,7 @@ def _moved_text(item: str, rank: int, ranks_before: pd.Series | None) -> str:
         return "new"
     return "" if was == rank else f"▲ {was - rank}" if was > rank else f"▼ {rank - was}"
 
-# %% ../../nbs/api/explore/84_pages.ipynb #adcfdf4e
+# %% ../../nbs/api/explore/84_pages.ipynb #b330a019
 def board_sheet(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
@@ -386,7 +394,7 @@ def board_sheet(
     ]
     links = [(len(history) - 1 - row.position, n) for n, row in enumerate(table.itertuples()) if row.position >= first]
     more = f"<p class=note>and {first:,} earlier</p>" * (first > 0)
-    lists = list_html(left, "History, newest first", "Empty: add a title.") + more, list_html(right, "Recommended")
+    lists = list_html(left, "History, newest first", "Empty: add a title.") + more, list_html(right, "Recommended", _NOTHING_LEFT)
     note = "A line leads to the item of the history that a recommendation owes most to." if links else ""
     note += " ▲ ▼: places won and lost against the history one began with." if ranks is not None else ""
     return Sheet(f"<div class=board><div>{lists[0]}</div>{_links_svg(links)}<div>{lists[1]}</div></div><p class=note>{note}</p>")

@@ -6,8 +6,7 @@
 __all__ = ['ModelPair', 'pair_models', 'untrained', 'rotate_onto', 'pair_places', 'marked_in_pair', 'pair_choices', 'pair_figure',
            'pair_sheet', 'runs_sheet']
 
-# %% ../../nbs/api/explore/86_pairs.ipynb #7069a606
-import html
+# %% ../../nbs/api/explore/86_pairs.ipynb #5cccd558
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from ..evaluation.compare import compare
 from .maps import NEAR_MARK, PICKED_MARK, item_traces, mark_trace, nearest_items, nearest_to_each, pca_points, scaled_points
 from .pages import Line, Sheet, beside, list_html
 from ..serving.recommender import Recommender
-from ..show import COLOURS, graph_objects, item_names, subplots
+from ..show import COLOURS, graph_objects, item_names, page_text, subplots
 from ..training.trainer import initial_model, read_config
 
 # %% ../../nbs/api/explore/86_pairs.ipynb #bfec6d9d
@@ -156,7 +155,7 @@ def pair_figure(
     legend = dict(y=0, yanchor="top", itemsizing="constant")
     return picture.update_layout(dragmode="pan", hovermode="closest", legend=legend, margin=dict(l=0, r=0, t=30, b=0))
 
-# %% ../../nbs/api/explore/86_pairs.ipynb #6e47e626
+# %% ../../nbs/api/explore/86_pairs.ipynb #e29d84c9
 def _near_lines(pair: ModelPair, side: int, picked: int, both: set, live: bool) -> list[Line]:
     "An item's neighbours in one of the models"
     rows, cosines = nearest_items(pair.vectors[side], picked, pair.k)
@@ -173,10 +172,10 @@ def _picked_html(pair: ModelPair, names: tuple[str, str], picked: int, live: boo
     near = [set(nearest_items(vectors, picked, pair.k)[0]) for vectors in pair.vectors]
     both = near[0] & near[1]
     lists = [list_html(_near_lines(pair, side, picked, both, live), f"Nearest in {name}") for side, name in enumerate(names)]
-    head = f"<h4 class=name>{html.escape(item_names(pair.rec.items.iloc[pair.columns[[picked]]])[0])}</h4>"
+    head = f"<h4 class=name>{page_text(item_names(pair.rec.items.iloc[pair.columns[[picked]]])[0])}</h4>"
     return head + f"<p>{len(both)} of its {pair.k} neighbours are the same (green edge).</p>" + beside("pair", *lists)
 
-# %% ../../nbs/api/explore/86_pairs.ipynb #3d5d2b27
+# %% ../../nbs/api/explore/86_pairs.ipynb #307d9b0f
 def _changed_lists(pair: ModelPair, live: bool, n: int = 5) -> str:
     "Items whose neighbours changed most and least, popular ones first"
     counts = pair.rec.items["count"].to_numpy()[pair.columns]
@@ -201,13 +200,13 @@ def pair_sheet(
     n, measured = len(pair.columns), int(np.isfinite(pair.kept).sum())
     few = "" if measured == n else f", measured on {measured:,} of them"
     text = (
-        f"<p>On average <b>{pair.mean:.0%}</b> of an item's {pair.k} nearest items in {html.escape(names[0])} are among the "
-        f"{pair.k} nearest in {html.escape(names[1])} (by chance {pair.k / (n - 1):.1%}); {n:,} items are in both{few}.</p>"
+        f"<p>On average <b>{pair.mean:.0%}</b> of an item's {pair.k} nearest items in {page_text(names[0])} are among the "
+        f"{pair.k} nearest in {page_text(names[1])} (by chance {pair.k / (n - 1):.1%}); {n:,} items are in both{few}.</p>"
     )
     one = "" if picked is None else _picked_html(pair, names, picked, live)
     return Sheet(text + one + _changed_lists(pair, live))
 
-# %% ../../nbs/api/explore/86_pairs.ipynb #5efae922
+# %% ../../nbs/api/explore/86_pairs.ipynb #b55acbe9
 def runs_sheet(
     first: str | Path,  # a run folder
     second: str | Path,
@@ -215,6 +214,6 @@ def runs_sheet(
     "Two runs in settings, curves, figures, slices and users"
     found, parts = compare([first, second], mixed=True), []
     for head, shown in found.sections(*found.runs).items():
-        parts.append(f"<h4>{html.escape(head)}</h4>")
+        parts.append(f"<h4>{page_text(head)}</h4>")
         parts += [part if isinstance(part, graph_objects().Figure) else f"<div class=wide>{part._repr_html_()}</div>" for part in shown]
     return Sheet(*parts)

@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['attention_sheet', 'trace_sheet']
 
-# %% ../../nbs/api/explore/85_reading.ipynb #6db8313c
-import html
-
+# %% ../../nbs/api/explore/85_reading.ipynb #b951bb77
 import numpy as np
 import pandas as pd
 
@@ -15,15 +13,10 @@ from ..explain import trace
 from .pages import Sheet, button
 from .users import NO_ITEM
 from ..serving.recommender import Recommender
-from ..show import COLOURS, GREY, figure, names_of
+from ..show import COLOURS, GREY, figure, names_of, page_text, plot_text
 
-# %% ../../nbs/api/explore/85_reading.ipynb #55960bc5
+# %% ../../nbs/api/explore/85_reading.ipynb #cc9feba8
 _DARK = [[0, "rgba(27,134,200,0)"], [1, "rgb(27,134,200)"]]
-
-
-def _cut(text: str, most: int) -> str:
-    "A text that is at most so long"
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def _by_row(weights: np.ndarray) -> np.ndarray:  # (..., T, T)
@@ -39,8 +32,9 @@ def _head_figure(
 ):  # a plotly figure
     "One head, a row a step"
     n, steps = len(titles), np.arange(len(titles))
-    said = [[f"{titles[t]} looks at {titles[s]}: {weights[t, s]:.0%}" for s in range(n)] for t in range(n)]
-    rows = dict(autorange="reversed", tickvals=steps, ticktext=[f"{_cut(title, 32)} {first + t}" for t, title in enumerate(titles)])
+    names, short = [plot_text(title) for title in titles], [plot_text(title, 32) for title in titles]
+    said = [[f"{names[t]} looks at {names[s]}: {weights[t, s]:.0%}" for s in range(n)] for t in range(n)]
+    rows = dict(autorange="reversed", tickvals=steps, ticktext=[f"{title} {first + t}" for t, title in enumerate(short)])
     columns = dict(side="top", tickvals=steps, ticktext=[str(first + s) for s in steps])
     picture = figure(60 + 20 * n, margin=dict(l=10, r=10, t=30, b=10), xaxis=columns, yaxis=rows)
     bar = dict(title=dict(text="share of the row's largest", side="right"), thickness=10, tickformat=".0%")
@@ -66,7 +60,7 @@ def _heads_figure(
     look = dict(colorscale=_DARK, zmin=0, zmax=1, showscale=False, hovertemplate="%{z:.0%} of the row's largest<extra></extra>")
     return picture.add_heatmap(z=joined.round(3), customdata=numbers, **look)
 
-# %% ../../nbs/api/explore/85_reading.ipynb #c1221723
+# %% ../../nbs/api/explore/85_reading.ipynb #adca5da9
 def _head_name(head: int, heads: int) -> str:
     "What a head is called; -1 = the mean of all"
     return "the mean of all heads" if head < 0 else f"layer {head // heads + 1}, head {head % heads + 1}"
@@ -85,26 +79,27 @@ def attention_sheet(
     flat = recent.reshape(-1, n, n)
     chosen = flat[head] if head >= 0 else flat.mean(0)
     choices = "".join(button(_head_name(at, heads), "head", at=at) + " " for at in range(-1, len(flat)))
-    looked = "; ".join(f"<b>{html.escape(shown[at])}</b> {chosen[-1, at]:.0%}" for at in chosen[-1].argsort()[::-1][:3])
-    said = f"In {_head_name(head, heads)}, the last step, <b>{html.escape(shown[-1])}</b>, looks most at: {looked}."
+    looked = "; ".join(f"<b>{page_text(shown[at])}</b> {chosen[-1, at]:.0%}" for at in chosen[-1].argsort()[::-1][:3])
+    said = f"In {_head_name(head, heads)}, the last step, <b>{page_text(shown[-1])}</b>, looks most at: {looked}."
     earlier = f"<p class=note>The {n} newest of {len(titles)} steps.</p>" if n < len(titles) else ""
     top = "<h4>Where attention looks</h4>" + f"<p class=heads>{choices}</p>" * live
     return Sheet(top, _heads_figure(recent), f"<p>{said}</p>", _head_figure(chosen, shown, len(titles) - n + 1), earlier)
 
-# %% ../../nbs/api/explore/85_reading.ipynb #74f9173b
-def _places(table: pd.DataFrame) -> dict[str, tuple[list, list]]:  # of `trace` -> item: numbers of its steps, its ranks
+# %% ../../nbs/api/explore/85_reading.ipynb #419c0a0b
+def _places(
+    table: pd.DataFrame, first: int
+) -> dict[str, tuple[list, list]]:  # of `trace` from a step on -> item: steps from there, its ranks
     "Where each item stood; an empty place breaks the line where it was not in the list"
-    number = {step: n for n, step in enumerate(table["step"].unique())}
     found = {}
     for item, rows in table.groupby("item", sort=False):
         at, ranks = [], []
-        for step, rank in zip(rows["step"].map(number), rows["rank"]):
+        for step, rank in zip((rows["step"] - first).tolist(), rows["rank"]):
             gap = bool(at) and step > at[-1] + 1
             at, ranks = at + [None] * gap + [step], ranks + [None] * gap + [int(rank)]
         found[item] = at, ranks
     return found
 
-# %% ../../nbs/api/explore/85_reading.ipynb #f69158e7
+# %% ../../nbs/api/explore/85_reading.ipynb #9d782087
 _FREE = tuple(colour for colour in COLOURS if colour != COLOURS[4])  # the held-out item has that one
 
 
@@ -120,15 +115,17 @@ def _add_lines(picture, places: dict, final: list[str], names: dict[str, str], h
     for n, (item, (at, ranks)) in enumerate(came.items()):
         if item != hidden:
             look = dict(line=dict(color=_FREE[n % len(_FREE)], width=2), mode="lines+markers", showlegend=False)
-            picture.add_scatter(x=at, y=ranks, name=names[item], hovertemplate="%{fullData.name}: %{y}<extra></extra>", **look)
+            picture.add_scatter(x=at, y=ranks, name=plot_text(names[item]), hovertemplate="%{fullData.name}: %{y}<extra></extra>", **look)
     if hidden in places:
         look = dict(line=dict(color=COLOURS[4], width=4), marker=dict(size=12, symbol="star"), mode="lines+markers", showlegend=True)
         picture.add_scatter(x=places[hidden][0], y=places[hidden][1], name="the hidden item", **look)
 
-# %% ../../nbs/api/explore/85_reading.ipynb #0014edc4
+# %% ../../nbs/api/explore/85_reading.ipynb #1aa685cd
 def _trace_axes(read: list[str], k: int, hidden: bool) -> dict:
     "Steps with what was read, places, and a line for the held-out item's rank"
-    steps = dict(tickvals=list(range(len(read))), ticktext=[_cut(name, 26) for name in read], tickangle=38, range=[-0.6, len(read) - 0.7])
+    steps = dict(
+        tickvals=list(range(len(read))), ticktext=[plot_text(name, 26) for name in read], tickangle=38, range=[-0.6, len(read) - 0.7]
+    )
     ranks = dict(tickvals=list(range(1, k + 1)), range=[k + (1.8 if hidden else 0.6), 0.4])
     if hidden:
         ranks |= dict(tickvals=list(range(1, k + 2)), ticktext=[*map(str, range(1, k + 1)), "rank of the hidden item"])
@@ -140,7 +137,7 @@ def _add_texts(picture, x: list, y: list, texts: list[str], colours: list[str], 
     look = dict(mode="text", textposition=place, cliponaxis=False, showlegend=False, hoverinfo="skip")
     picture.add_scatter(x=x, y=y, text=texts, textfont=dict(color=colours), **look)
 
-# %% ../../nbs/api/explore/85_reading.ipynb #06da186f
+# %% ../../nbs/api/explore/85_reading.ipynb #acacb944
 def trace_sheet(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
@@ -149,19 +146,20 @@ def trace_sheet(
     k: int = 10,
 ) -> Sheet:
     "How the list changes with each item that is read"
+    k, first = min(k, rec.n_items), max(0, len(history) + 1 - steps)
     table, hidden = trace(rec, history, k, last=steps), rec.tokenizer.items[target] if target >= 0 else None
-    shown = table["step"].unique()
-    final = table[table["step"] == shown[-1]]["item"].tolist()
-    names, end = dict(zip(table["item"], table["title"])), len(shown) - 1
+    final = table[table["step"] == len(history)]["item"].tolist()  # none where the history holds the whole catalogue
+    names, shown, end = dict(zip(table["item"], table["title"])), np.arange(first, len(history) + 1), len(history) - first
     read = ["nothing read yet" if step == 0 else name for step, name in zip(shown, names_of(rec.items, ["", *history])[shown])]
     picture = figure(150 + 28 * k, margin=dict(l=10, r=270, t=30, b=10), hovermode="closest", **_trace_axes(read, k, hidden is not None))
     picture.update_xaxes(zeroline=False).update_yaxes(zeroline=False)
-    _add_lines(picture, _places(table), final, names, hidden)
+    _add_lines(picture, _places(table, first), final, names, hidden)
     ends = [COLOURS[4] if item == hidden else GREY for item in final]
-    labels = [f"  {_cut(names[item], 36)}" for item in final]
+    labels = [f"  {plot_text(names[item], 36)}" for item in final]
     _add_texts(picture, [end] * len(final), list(range(1, len(final) + 1)), labels, ends, "middle right")
     if hidden is not None:
         ranks = trace(rec, history, items=[hidden], last=steps)["rank"]  # below the list, wherever it stands
         said = ["seen" if pd.isna(rank) else f"{rank:,}" for rank in ranks]
         _add_texts(picture, list(range(len(said))), [k + 1] * len(said), said, [COLOURS[4]] * len(said), "middle center")
-    return Sheet("<h4>How the list changes with each item that is read</h4>", picture)
+    empty = "" if final else "<p class=note>No item is left to recommend: the history holds them all.</p>"
+    return Sheet("<h4>How the list changes with each item that is read</h4>", picture, empty)

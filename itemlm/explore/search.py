@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TitleIndex', 'title_index']
 
-# %% ../../nbs/api/explore/82_search.ipynb #2dc58292
+# %% ../../nbs/api/explore/82_search.ipynb #b54ac590
 from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..serving.recommender import Recommender
-from ..show import item_names
+from ..show import item_titles
 
-# %% ../../nbs/api/explore/82_search.ipynb #4fb92a31
+# %% ../../nbs/api/explore/82_search.ipynb #922a4f86
 @dataclass(frozen=True, eq=False)
 class TitleIndex:
     "Raw ids and titles of all items in one lower-cased text, popular items first"
@@ -35,8 +35,8 @@ class TitleIndex:
     ) -> "TitleIndex":
         "The index of an item table"
         order = (-items["count"].to_numpy()).argsort(kind="stable")
-        ids, names = items.index.to_numpy()[order], item_names(items)[order]
-        lines = [f"{item} {name}\n".lower() for item, name in zip(ids, names)]
+        ids, titles = items.index.to_numpy()[order], item_titles(items)[order]
+        lines = [f"{item} {title}\n".lower() for item, title in zip(ids, titles)]
         starts = np.cumsum([0, *map(len, lines)])[:-1].tolist()
         return cls(ids=items.index, text="".join(lines), starts=starts, columns=order)
 

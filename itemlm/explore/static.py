@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['to_html']
 
-# %% ../../nbs/api/explore/89_static.ipynb #a9352f56
-import html
+# %% ../../nbs/api/explore/89_static.ipynb #65625781
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,9 @@ from .umap import saved_map
 from .users import HeldOut, find_run, held_out, known_history
 from ..runs.ledger import list_runs, runs_table
 from ..serving.recommender import Recommender, load
-from ..show import names_of
+from ..show import names_of, page_attribute, page_text
 
-# %% ../../nbs/api/explore/89_static.ipynb #099db183
+# %% ../../nbs/api/explore/89_static.ipynb #320ce1ed
 def _still(figure, number: int = 0) -> str:
     "A figure that finds plotly beside its page and follows the page's width"
     config = {"displaylogo": False, "responsive": True, "scrollZoom": figure.layout.dragmode == "pan"}
@@ -33,7 +32,7 @@ def _still(figure, number: int = 0) -> str:
 
 def _page(name: str, links: str, sheet: Sheet) -> str:
     "A whole page"
-    head = f"<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{html.escape(name)}</title>"
+    head = f"<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{page_attribute(name)}</title>"
     return head + page_html(f"<p>{links}</p>{sheet.with_figures(_still)}")
 
 # %% ../../nbs/api/explore/89_static.ipynb #a03dedd6
@@ -77,7 +76,7 @@ def _pair_sheet(rec: Recommender, beside: str | Path | Recommender) -> Sheet:
     picture = pair_figure(pair, pair_places(pair), names, "neighbours kept", pair_choices(pair, {}), picked)
     return Sheet(picture, pair_sheet(pair, names, picked))
 
-# %% ../../nbs/api/explore/89_static.ipynb #68fead61
+# %% ../../nbs/api/explore/89_static.ipynb #786e52f5
 def _user_sheets(rec: Recommender, users: int) -> dict[str, Sheet]:
     "What is shown of some users, spread over all of them"
     held = held_out(rec)
@@ -93,7 +92,7 @@ def _user_sheets(rec: Recommender, users: int) -> dict[str, Sheet]:
 def _sheets(rec: Recommender, run: Path | None, users: int, beside: str | Path | Recommender | None) -> dict[str, Sheet]:
     "Every view by the name of its page"
     drawn = rec.model.item_table() is not None
-    about = f"<h4>{html.escape(run.name if run else type(rec.model).__name__)}</h4>{rec._repr_html_()}"
+    about = f"<h4>{page_text(run.name if run else type(rec.model).__name__)}</h4>{rec._repr_html_()}"
     found = {"index": Sheet(about)} | ({"map": _map_sheet(rec, run), "items": _items_sheet(rec, users)} if drawn else {})
     found |= _user_sheets(rec, users)
     if beside is not None and drawn:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['umap_points', 'save_map', 'saved_map', 'MapJob']
 
-# %% ../../nbs/api/explore/81_umap.ipynb #daab56bc
+# %% ../../nbs/api/explore/81_umap.ipynb #6117820a
 import io
 import os
 import subprocess
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core import atomic_write, content_hash
 from .maps import nearest_to_each, pca_points, scaled_points
@@ -160,3 +161,10 @@ class MapJob:
         failed = self.process.wait()
         points = None if failed else saved_map(self.folder, self.vectors)
         self.done(points, "" if points is not None else said.decode(errors="replace").strip() or f"its process ended with {failed}")
+
+# %% ../../nbs/api/explore/81_umap.ipynb #744fd567
+@patch
+def stop(self: MapJob) -> None:
+    "End the process; nobody is told"
+    self.say = self.done = lambda *said: None
+    self.process.kill()

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['MapView', 'UserView', 'WhatIfView', 'ReadingView', 'PairView', 'RunsView', 'Explorer', 'explore']
 
-# %% ../../nbs/api/explore/88_views.ipynb #8f665d62
-import html
+# %% ../../nbs/api/explore/88_views.ipynb #d0af351d
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,22 +32,22 @@ from itemlm.explore.pairs import (
 from .reading import attention_sheet, trace_sheet
 from .umap import MapJob, saved_map
 from .users import HeldOut, find_run, held_out, held_out_ranks, known_history, user_slices
-from .widgets import Page, box, choice, found_html, typing, user_field
+from .widgets import Page, box, choice, close_whole, found_html, typing, user_field
 from ..runs.ledger import list_runs, runs_table
 from ..serving.recommender import Recommender, load
-from ..show import item_names, names_of
+from ..show import cut_text, item_names, names_of, page_text, plot_text
 
-# %% ../../nbs/api/explore/88_views.ipynb #2559a6eb
+# %% ../../nbs/api/explore/88_views.ipynb #6ed4f124
 _NO_USERS = "<p class=error>This run keeps no users: it was saved without histories. Choose a run that fit() wrote.</p>"
 
 
 def _problem(error: Exception | str) -> str:
     "An error as a sentence on the page"
-    return f"<div class=error>{html.escape(str(error))}.</div>"
+    return f"<div class=error>{page_text(cut_text(str(error), 2000))}.</div>"
 
 
 def _no_such_user(user: str) -> str:
-    return f"<p class=error>There is no user “{html.escape(user)}”: choose one of the list.</p>"
+    return f"<p class=error>There is no user “{page_text(user)}”: choose one of the list.</p>"
 
 
 def _open_safely(path: str) -> tuple[Recommender | None, str]:
@@ -58,7 +57,10 @@ def _open_safely(path: str) -> tuple[Recommender | None, str]:
             return load(path), ""
     except (OSError, ValueError, KeyError) as error:
         hint = "Choose another run." if Path(path).exists() else "Press Refresh to see which runs are there now."
-        return None, f"<div class=error><b>{html.escape(Path(path).name)} cannot be opened.</b> {html.escape(str(error))}. {hint}</div>"
+        return (
+            None,
+            f"<div class=error><b>{page_text(Path(path).name)} cannot be opened.</b> {page_text(cut_text(str(error), 2000))}. {hint}</div>",
+        )
 
 
 def _other_runs(folder: Path | None) -> list[tuple[str, str]]:  # name, path
@@ -66,19 +68,19 @@ def _other_runs(folder: Path | None) -> list[tuple[str, str]]:  # name, path
     runs = list_runs(folder.parent if folder else None)
     return [(name, path) for name, path, usable in zip(runs["run"], runs["path"], runs["usable"]) if usable and path != str(folder)]
 
-# %% ../../nbs/api/explore/88_views.ipynb #862e4f91
+# %% ../../nbs/api/explore/88_views.ipynb #b9c4c134
 def _marks(figure, marked: list[tuple[np.ndarray, np.ndarray]]) -> dict:  # places (n, 2) and names (n,) for each of the last traces
     "What a page's `marks` say"
     first = len(figure.data) - len(marked)
     known = {"x": [points[:, 0].tolist() for points, _ in marked], "y": [points[:, 1].tolist() for points, _ in marked]}
-    return known | {"text": [list(names) for _, names in marked], "traces": list(range(first, len(figure.data)))}
+    return known | {"text": [[plot_text(name) for name in names] for _, names in marked], "traces": list(range(first, len(figure.data)))}
 
 
 def _put(holder, page: Page, answer) -> Page:
     "Show a page in place of the one that is in a box, and answer clicks on its points"
     old, holder.children = holder.children, [page]
     for other in old:
-        other.close()
+        close_whole(other)
     page.on("point", answer)
     return page
 
@@ -92,18 +94,20 @@ def _marked(
     rows = nearest_items(vectors, picked, k)[0], [picked]
     return [(points[some], item_names(rec.items.iloc[some])) for some in rows]
 
-# %% ../../nbs/api/explore/88_views.ipynb #c12365aa
+# %% ../../nbs/api/explore/88_views.ipynb #ab8c6bd8
 class MapView(W.VBox):
     "The item map with search, and the page of the item that is picked"
 
+    job = None  # the map that is being made
+
     def __init__(self, rec: Recommender, folder: Path | None = None, height: int = 600):
-        self.rec, self.folder, self.vectors, self.height, self.picked, self.job = rec, folder, rec.item_vectors(), height, None, None
+        self.rec, self.folder, self.vectors, self.height, self.picked = rec, folder, rec.item_vectors(), height, None
         self.choices, kept = colourings(rec, self.vectors), saved_map(folder, self.vectors)
         self.maps = {"PCA": pca_points(self.vectors)} | ({"UMAP": kept} if kept is not None else {})
         self.by = choice("Colour by", list(self.choices), "220px")
         self.projection = choice("Projection", ["PCA", "UMAP"], "180px", value=[*self.maps][-1])
-        self.find, self.progress = typing("Find title", "type a few letters"), W.FloatProgress(0, min=0, max=1, description="UMAP")
-        self.progress.layout = W.Layout(width="280px", display="none")
+        hidden = W.Layout(width="280px", display="none")
+        self.find, self.progress = typing("Find title", "type a few letters"), W.FloatProgress(0, max=1, description="UMAP", layout=hidden)
         self.status, self.found = Page(kind="status"), Page(kind="found")
         self.near = Page("<p class=note>Click an item, or find one by its title.</p>", kind="near")
         self.holder = box(kind="itemlm-main", min_width="0", height=f"{height}px", overflow="hidden")
@@ -133,7 +137,7 @@ def pick(self: MapView, column: int):
     self.near.show(item_sheet(self.rec, self.vectors, column, live=True))
     self.page.marks = _marks(self.figure, _marked(self.rec, self.vectors, self.points, column))
 
-# %% ../../nbs/api/explore/88_views.ipynb #f117b941
+# %% ../../nbs/api/explore/88_views.ipynb #227d3602
 @patch
 def move(self: MapView):
     "Show the projection chosen, if it is there; else have it made"
@@ -151,7 +155,7 @@ def made(self: MapView, points: np.ndarray | None, problem: str):
     "The background process has ended"
     self.job, self.progress.layout.display = None, "none"
     if points is None:
-        said = f"UMAP failed: {html.escape(problem)}. Choose PCA, then UMAP to try again."
+        said = f"UMAP failed: {page_text(problem)}. Choose PCA, then UMAP to try again."
         self.status.show(f"<div class=error>{said}</div>")
         return
     self.maps["UMAP"] = points
@@ -159,7 +163,15 @@ def made(self: MapView, points: np.ndarray | None, problem: str):
     if self.projection.value == "UMAP":
         self.draw()
 
-# %% ../../nbs/api/explore/88_views.ipynb #acae15ac
+
+@patch
+def close(self: MapView):
+    "Close it, and end the making of a map"
+    if self.job:
+        self.job.stop()
+    W.VBox.close(self)
+
+# %% ../../nbs/api/explore/88_views.ipynb #c6947f1e
 class _UserControls(W.VBox):
     "Slice, user, run beside, length of the list, and what becomes of seen items"
 
@@ -168,7 +180,8 @@ class _UserControls(W.VBox):
         self.slice, self.beside = choice("Slice", slices), choice("Beside", [("no other run", ""), *others])
         self.find, self.user = typing("Find user", "the beginning of an id"), W.Select(description="User", rows=16, **look)
         self.random = W.Button(description="Random user", icon="random", layout=W.Layout(width="150px"))
-        self.k = W.IntSlider(min(10, rec.n_items), min(5, rec.n_items), min(50, rec.n_items), description="k", **look)
+        least = min(5, max(1, rec.n_items - 1))  # a slider needs two ends
+        self.k = W.IntSlider(min(10, rec.n_items), least, max(min(50, rec.n_items), least + 1), description="k", **look)
         self.seen = W.ToggleButtons(options={"Drop seen items": "drop", "Keep them": "keep"}, style={"button_width": "150px"})
         super().__init__([self.slice, self.find, self.user, self.random, self.beside, self.k, self.seen])
         self.add_class("itemlm-narrow")
@@ -184,7 +197,7 @@ def _user_label(held: HeldOut, ranks: np.ndarray | None, row: int) -> str:
     rank = np.nan if ranks is None else ranks[row]
     return f"{held.users[row]} · {len(held.histories[row])} items" + (f" · rank {rank:,.0f}" if np.isfinite(rank) else "")
 
-# %% ../../nbs/api/explore/88_views.ipynb #dd7602c0
+# %% ../../nbs/api/explore/88_views.ipynb #04dd6118
 class UserView(W.VBox):
     "One user's history, recommendations and hidden item"
 
@@ -211,7 +224,7 @@ class UserView(W.VBox):
         if len(self.rows):
             asked.user.value = int(self.rows[0])
         else:
-            said = f"No user of this slice begins with “{html.escape(typed)}”: clear the field or choose “everybody”."
+            said = f"No user of this slice begins with “{page_text(typed)}”: clear the field or choose “everybody”."
             self.page.show(f"<p class=error>{said}</p>" if len(self.held) else _NO_USERS)
 
     def draw(self):
@@ -299,7 +312,7 @@ def _anybody(held: HeldOut) -> str:
     "The id of a random user; none where there is none"
     return str(np.random.default_rng().choice(held.users)) if len(held) else ""
 
-# %% ../../nbs/api/explore/88_views.ipynb #e4250053
+# %% ../../nbs/api/explore/88_views.ipynb #f2eca722
 class ReadingView(W.VBox):
     "Attention over a user's history, and the list while it is read"
 
@@ -334,7 +347,7 @@ class ReadingView(W.VBox):
             titles = names_of(self.rec.items, items_read(self.rec, self.read)).tolist()
             self.looks.show(attention_sheet(attention_weights(self.rec, self.read), titles, head, live=True))
         except ValueError as error:
-            self.looks.show(f"<h4>Where attention looks</h4><p class=note>{html.escape(str(error))}.</p>")
+            self.looks.show(f"<h4>Where attention looks</h4><p class=note>{page_text(cut_text(str(error), 2000))}.</p>")
 
 # %% ../../nbs/api/explore/88_views.ipynb #8d5b7405
 _BEGINNING = ("its beginning, before training", "beginning")
@@ -487,7 +500,7 @@ def build(self: Explorer):
     self.built[index].layout.width = "100%"
     self.tabs.children[index].children = [self.built[index]]
 
-# %% ../../nbs/api/explore/88_views.ipynb #8d77ed3d
+# %% ../../nbs/api/explore/88_views.ipynb #2535b7d8
 @patch
 def open_run(self: Explorer):
     "Open the chosen run; the tab that was looked at stays open"
@@ -500,10 +513,12 @@ def open_run(self: Explorer):
     self.kept.close()
     if self.folder and self.rec is not None:  # its weights do not change under our hands, as those of a recommender that was given may
         self.kept.enter_context(self.rec.model.cached_item_table())
-    self.built, self.views = {}, list(_VIEWS) if self.rec is not None else []
+    old, self.built, self.views = self.tabs.children, {}, list(_VIEWS) if self.rec is not None else []
     self.tabs.children = [W.Box(layout=W.Layout(width="100%")) for _ in self.views]
     self.tabs.titles, self.tabs.layout.display = self.views, None if self.views else "none"
     self.tabs.selected_index = min(at, len(self.views) - 1) if self.views else None
+    for view in old:
+        close_whole(view)
     self.build()
 
 # %% ../../nbs/api/explore/88_views.ipynb #92fe2f4a

@@ -41,7 +41,7 @@ def _resampled_means(
     sizes = [min(step, resamples - i) for i in range(0, resamples, step)]
     return np.concatenate([rng.multinomial(n, counts / n, size) @ values / n for size in sizes])
 
-# %% ../../nbs/api/metrics/22_statistics.ipynb #ed5dae8b
+# %% ../../nbs/api/metrics/22_statistics.ipynb #20ad9c4a
 def _numbers(values: np.ndarray) -> np.ndarray:
     "The values as floats, if there is at least one user and all are numbers"
     values = np.asarray(values, dtype=np.float64)
@@ -57,6 +57,8 @@ def bootstrap_interval(
     level: float = 0.95,  # share of the resampled means inside the interval
 ) -> tuple[np.ndarray, np.ndarray]:  # lo, hi: one number a metric
     "Percentile bootstrap interval of the mean over users; it depends neither on their order nor on other metrics"
+    if not resamples >= 1 or not 0 < level < 1:
+        raise ValueError(f"resamples={resamples!r}, level={level!r}: give at least 1 resample, and a level between 0 and 1 such as 0.95")
     values, tail = _numbers(values), (1 - level) / 2
     columns = values.reshape(len(values), -1).T
     means = [_resampled_means(column, resamples, np.random.default_rng(seed)) for column in columns]

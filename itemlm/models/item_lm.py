@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ItemLMConfig', 'ItemLM', 'small', 'long_history', 'tiny']
 
-# %% ../../nbs/api/models/34_item_lm.ipynb #ebbf4d98
+# %% ../../nbs/api/models/34_item_lm.ipynb #f3fc39df
 import math
 from dataclasses import dataclass, replace
 
@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from ..core import number_between, whole_number
 from .base import ModelConfig, SequenceModel, steps_back
 from .layers import GELU, Attention, Block, BlockConfig, KeyValues, SwiGLU, make_norm, rotary_angles, rotary_table
 from .recipe import TrainingConfig
 
-# %% ../../nbs/api/models/34_item_lm.ipynb #95088372
+# %% ../../nbs/api/models/34_item_lm.ipynb #c7185c77
 @dataclass(frozen=True, kw_only=True)
 class ItemLMConfig(BlockConfig, ModelConfig):
     "What an `ItemLM` is made of; contradictions are refused when it is made"
@@ -34,8 +35,8 @@ class ItemLMConfig(BlockConfig, ModelConfig):
         for field, valid in (("position", ("rope", "learned", "none")), ("head", ("cosine", "dot"))):
             if vars(self)[field] not in valid:
                 raise ValueError(f"{field}={vars(self)[field]!r} is not one of {', '.join(valid)}")
-        if min(self.layers, self.temperature) <= 0:
-            raise ValueError(f"layers={self.layers} and temperature={self.temperature} must be above 0")
+        whole_number("layers", self.layers)
+        number_between("temperature", self.temperature, low_too=False)
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"rotary positions pair channels: width/heads = {self.head_size} must be even")
 

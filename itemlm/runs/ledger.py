@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATES', 'RunRecord', 'read_run', 'list_runs', 'runs_table']
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #41ae6423
+# %% ../../nbs/api/runs/51_ledger.ipynb #cd8a33f7
 import html
 import json
 import re
@@ -18,8 +18,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import safetensors
 
-from ..core import read_json
-from .folder import FILES, FORMAT, RESUME, file_of
+from ..core import path_of, read_json
+from .folder import FILES, FORMAT, REPORT, RESUME, check_file, file_of, other_figures, sealed, steady
 from ..show import Html, Table, Value, cell_html
 from ..workspace import workspace
 
@@ -44,7 +44,7 @@ class RunRecord:
         "A recommender that `load` opens lies there, even if training is to go on"
         return self.state in ("finished", "in training") and "class" in self.record
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #73b3428b
+# %% ../../nbs/api/runs/51_ledger.ipynb #82cb8948
 def _state(folder: Path, record: dict, log: list[dict]) -> tuple[str, str]:
     "One of `STATES`, and why"
     if not folder.is_dir():
@@ -56,20 +56,14 @@ def _state(folder: Path, record: dict, log: list[dict]) -> tuple[str, str]:
         return "another format", f"{theirs}: open it with the version that wrote it, {record.get('versions', {}).get('itemlm', 'unknown')}"
     if "class" in record and (missing := [name for name in FILES if not file_of(folder, name).exists()]):
         return "damaged", f"{', '.join(missing)} missing; copy the folder again, or delete it"
-    if "class" in record and not (folder / RESUME).exists():
+    if record.get("finished"):
         return "finished", ""
     done, planned = (log[-1]["epoch"] if log else 0), record.get("identity", {}).get("fit", {}).get("epochs")
-    return "in training", f"epoch {done:g}{f' of {planned}' if planned else ''}; if it was stopped, the same command goes on"
+    goes_on = RESUME not in record.get("hashes", {}) or file_of(folder, RESUME).exists()
+    then = "the same command goes on" if goes_on else f"{RESUME} is gone, and the same command starts it anew"
+    return "in training", f"epoch {done:g}{f' of {planned}' if planned else ''}; if it was stopped, {then}"
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #aa84e177
-def _check_files(folder: Path) -> int | None:
-    "Read the heads of tables and weights; numbers in the weights, None where there are none yet"
-    for path in folder.glob("*.parquet"):
-        _head(path, pq.read_metadata)
-    path = file_of(folder, "model.safetensors")
-    return _head(path, _count_numbers) if path.exists() else None
-
-
+# %% ../../nbs/api/runs/51_ledger.ipynb #54ca88cd
 def _head(path: Path, read) -> object:
     "What the head of a file says"
     try:
@@ -78,22 +72,47 @@ def _head(path: Path, read) -> object:
         raise ValueError(f"{path.name} is damaged ({_first_line(error)}); copy the folder again, or delete it") from None
 
 
-def _count_numbers(path: Path) -> int:
+def _weights_head(path: Path) -> tuple[int, str]:  # how many numbers, their hash
     with safetensors.safe_open(path, "np") as file:
-        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())
+        about = json.loads((file.metadata() or {}).get("itemlm", "{}"))
+        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys()), about.get("weights")
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or "?").splitlines()[0][:200]
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #ae6e69f2
-def _other_weights(record: dict, log: list[dict], report: dict) -> str:  # "" = the figures are those of the weights
-    "How the figures of a run show that they were measured on other weights than those beside them"
-    measured, there = report.get("model", {}).get("class"), record.get("class")
-    if measured and there and measured != there:
-        return f"metrics.json is of {measured}, the weights are of {there}: evaluate it again"
+# %% ../../nbs/api/runs/51_ledger.ipynb #d70fedca
+_WHOLE = 2**24  # bytes of a file that is read as a whole even in a list of runs
+
+
+def _check_files(folder: Path, record: dict, whole: bool) -> int | None:
+    "Compare the files of a run with what run.json says of them; numbers in the weights, None where there are none yet"
+    for name in record.get("hashes", {}):
+        path = file_of(folder, name)
+        if path.exists() and (whole or path.stat().st_size <= _WHOLE):
+            check_file(folder, name, record)
+    for name in ("items.parquet", "histories.parquet", REPORT[1]):
+        if (path := file_of(folder, name)).exists():
+            _head(path, pq.read_metadata)
+    path = file_of(folder, "model.safetensors")
+    if "class" not in record or not path.exists():
+        return None
+    numbers, weights = _head(path, _weights_head)
+    if weights != record.get("weights"):
+        raise ValueError(f"{path.name} holds the weights of another run; copy the folder again, or delete it")
+    return numbers
+
+# %% ../../nbs/api/runs/51_ledger.ipynb #74af3767
+def _wrong_figures(record: dict, log: list[dict], report: dict) -> str:  # "" = the figures are those of the run
+    "How the figures of a run show that they were measured on something else than what lies beside them"
+    if not report:
+        return ""
+    if lacking := [name for name in REPORT if name not in record.get("hashes", {})]:
+        return f"{' and '.join(lacking)} came from elsewhere than this run: evaluate it again"
+    if "class" in record and (why := other_figures(record, report)):
+        return why
     then, now = report.get("seconds", {}).get("fit"), log[-1].get("seconds") if log else None
-    if then is not None and now is not None and round(then, 2) != round(now, 2):
+    if record.get("finished") and then is not None and now is not None and round(then, 2) != round(now, 2):
         return f"metrics.json was made after {then:.0f} s of training, the weights have had {now:.0f} s: evaluate it again"
     return ""
 
@@ -109,10 +128,9 @@ def _test_figures(report: dict) -> dict:
     ends = [(name, *name.split(".")) if "." in name else (name, name, "mean") for name in _TEST]
     return {name: rows.get("drop", {}).get(metric, {}).get(end) for name, metric, end in ends}
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #1653d39a
+# %% ../../nbs/api/runs/51_ledger.ipynb #e0c6d7ea
 def _facts(record: dict, log: list[dict], report: dict) -> dict:
     "What `list_runs` shows of a run, as far as its files say"
-    report = {} if _other_weights(record, log, report) else report
     identity = record.get("identity", {})
     params, recipe = record.get("params") or report.get("params") or {}, identity.get("fit", {})
     data = record.get("data") or report.get("data") or {}
@@ -150,31 +168,45 @@ def _log(folder: Path) -> list[dict]:
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged ({error}); copy the folder again, or delete it") from None
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #33da723c
-def read_run(
-    folder: str | Path,
-) -> RunRecord:
-    "Read a run folder; trouble ends up in `state` and `reason`"
-    folder, found = Path(folder), {"record": {}, "log": [], "report": {}, "facts": {}}
-    try:
-        found["record"] = _object(folder, "run.json")
-        found["log"] = _log(folder)
-        found["report"] = _object(folder, "metrics.json")
-        state, reason = _state(folder, found["record"], found["log"])
-        if state not in ("another format", "no run"):
-            found["facts"] = _facts(found["record"], found["log"], found["report"]) | {"parameters": _check_files(folder)}
-            reason = reason or _other_weights(found["record"], found["log"], found["report"])
-    except Exception as error:  # such as a list where a number belongs
-        state, reason = "damaged", _said(error, folder)
-    return RunRecord(folder=folder, state=state, reason=reason, **found)
-
-
+# %% ../../nbs/api/runs/51_ledger.ipynb #5230a85f
 def _said(error: Exception, folder: Path) -> str:
     "An error's first line without the folder's name; its kind where that alone would say nothing"
     line = _first_line(error).replace(f"{folder}/", "")
     return line if type(error) in (ValueError, OSError) else f"not as itemlm writes it ({type(error).__name__}: {line})"
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #29983327
+# %% ../../nbs/api/runs/51_ledger.ipynb #fe453fb1
+def _read(folder: Path, whole: bool, found: dict) -> tuple[str, str]:  # state and reason; `found` is filled as far as it goes
+    "What a run folder says, or an error"
+    found |= {"record": _object(folder, "run.json"), "log": [], "report": {}, "facts": {}}
+    record = found["record"]
+    found["log"], report = _log(folder), _object(folder, REPORT[0])
+    state, reason = _state(folder, record, found["log"])
+    if state in ("another format", "no run"):
+        return state, reason
+    if record != sealed(record):
+        raise ValueError("run.json is damaged: it is not what itemlm wrote; copy the folder again, or delete it")
+    if report and not file_of(folder, REPORT[1]).exists():
+        report, reason = {}, reason or f"{REPORT[1]} is missing: evaluate it again"
+    wrong, facts = _wrong_figures(record, found["log"], report), _facts(record, found["log"], report)  # an error, if it is no report
+    found["report"], facts = ({}, _facts(record, found["log"], {})) if wrong else (report, facts)
+    found["facts"] = facts | {"parameters": _check_files(folder, record, whole)}
+    return state, reason or wrong
+
+
+def read_run(
+    folder: str | Path,
+    whole: bool = True,  # every file is compared with what run.json says; False: large ones by their headers
+) -> RunRecord:
+    "Read a run folder; trouble ends up in `state` and `reason`"
+    folder, found = Path(folder), {"record": {}, "log": [], "report": {}, "facts": {}}
+    try:
+        folder = path_of(folder)
+        state, reason = steady(folder, lambda: _read(folder, whole, found))
+    except Exception as error:  # such as a list where a number belongs
+        state, reason = "damaged", _said(error, folder)
+    return RunRecord(folder=folder, state=state, reason=reason, **found)
+
+# %% ../../nbs/api/runs/51_ledger.ipynb #f72bdcf0
 def _run_folders(folder: Path) -> list[Path]:
     "The folders in a folder; in place of one that is no run, the runs in it"
     found = []
@@ -188,7 +220,7 @@ def _run_folders(folder: Path) -> list[Path]:
 
 def _row(folder: Path, root: Path) -> dict:
     "A run's row in the table"
-    run = read_run(folder)
+    run = read_run(folder, whole=False)
     texts = {name: str(run.facts.get(name) or "") for name in _TEXTS[4:]}
     row = {"run": folder.relative_to(root).as_posix(), "path": str(folder), "state": run.state, "reason": run.reason, "usable": run.usable}
     return run.facts | texts | row | {"date": _written(folder)}
@@ -201,12 +233,12 @@ def _written(folder: Path) -> float | None:
             return path.stat().st_mtime
     return None
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #163cdf28
+# %% ../../nbs/api/runs/51_ledger.ipynb #078faf71
 def list_runs(
     folder: str | Path | None = None,  # None = the workspace's
 ) -> pd.DataFrame:  # `_TEXTS`, `_NUMBERS`, usable (`load` opens it) and date; newest first
     "All runs of a folder, and of folders of runs in it, with their test figures (seen items dropped) or what is wrong"
-    folder = Path(folder) if folder else workspace().runs
+    folder = path_of(folder) if folder else workspace().runs
     rows = [_row(path, folder) for path in _run_folders(folder)]
     table = pd.DataFrame(rows, columns=[*_TEXTS[:4], "usable", *_TEXTS[4:], *_NUMBERS, "date"])
     table[list(_NUMBERS)] = table[list(_NUMBERS)].astype(float)

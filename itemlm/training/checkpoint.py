@@ -56,17 +56,15 @@ def save_progress(path: Path, progress: Progress, model: SequenceModel, optimize
         except SafetensorError as error:  # a full disk, in safetensors' words
             raise OSError(f"cannot write {path}: {error}; nothing was changed") from error
 
-# %% ../../nbs/api/training/54_checkpoint.ipynb #e11aafd1
+# %% ../../nbs/api/training/54_checkpoint.ipynb #0c8e6c7f
 def load_progress(path: Path, model: SequenceModel, optimizer: torch.optim.Optimizer) -> Progress:
     "Put weights and optimiser back as they were and return where the run stood"
     try:
         with safe_open(path, "pt") as file:
             progress = Progress(**json.loads(file.metadata()["progress"]))
             saved = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): choose another out_dir, or delete the whole folder, and the run starts anew"
-        ) from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and the run starts anew") from error
     groups = {kind: {} for kind in ("model", "best", *MOMENTS)}
     for name, tensor in saved.items():
         kind, _, weight = name.partition(".")

@@ -6,11 +6,13 @@
 __all__ = ['SAVE_EVERY', 'train_step', 'sized', 'build_model', 'prepare_model', 'initial_model', 'sample_targets', 'Trainer',
            'Estimate', 'estimate', 'run_identity', 'read_config', 'fit']
 
-# %% ../../nbs/api/training/55_trainer.ipynb #7787a8b1
+# %% ../../nbs/api/training/55_trainer.ipynb #9da28418
 import copy
 import json
 import math
 import time
+import shutil
+import errno
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import atomic_write, resolve_device
+from ..core import content_hash, number_between, resolve_device
 from ..data.batches import TrainingSequences, epoch_order, training_sequences
 from ..data.split import Part, Split
 from ..data.tokenizer import ItemTokenizer
@@ -29,8 +31,8 @@ from ..models.base import SequenceModel, check_savable, count_parameters, find_c
 from ..models.item_lm import small
 from ..models.losses import chunk_of
 from ..models.recipe import TrainingConfig
-from ..runs.folder import RESUME, claim_run, read_record
-from ..serving.recommender import Recommender, load
+from ..runs.folder import LOG, RESUME, check_file, claim_run, file_of, read_record, saving
+from ..serving.recommender import Recommender, load, vocabulary_hash, write_run
 from .checkpoint import Progress, copied_weights, load_progress, save_progress
 from .ppmi import ppmi_vectors
 from .schedule import learning_rate, make_optimizer
@@ -91,7 +93,19 @@ def sample_targets(
     rows = np.sort(np.random.default_rng(seed).permutation(len(part))[:count])
     return replace(part, users=part.users[rows], histories=part.histories.take(rows), targets=part.targets[rows])
 
-# %% ../../nbs/api/training/55_trainer.ipynb #4c44b3f1
+# %% ../../nbs/api/training/55_trainer.ipynb #4453581f
+def _resume_file(folder: Path | None) -> Path | None:  # None = a run begins at its first step
+    "Where the state is with which the run of a folder goes on, if it is this run's and whole"
+    if not folder or not file_of(folder, "run.json").exists():
+        return None
+    record, path = read_record(folder), file_of(folder, RESUME)
+    if path.exists():
+        return check_file(folder, RESUME, record)
+    if RESUME in record.get("hashes", {}):
+        print(f"{path} is gone: the run starts anew", flush=True)
+    return None
+
+# %% ../../nbs/api/training/55_trainer.ipynb #efd52417
 SAVE_EVERY = 120  # seconds between saves inside a long epoch
 
 
@@ -109,8 +123,8 @@ class Trainer:
         self.forward = torch.compile(self.model, dynamic=True) if config.compile else self.model
         self.optimizer = make_optimizer(self.model, config)
         self.steps_per_epoch = -(-len(self.sequences) // config.batch)
-        resume = folder and folder / RESUME
-        self.progress = load_progress(resume, self.model, self.optimizer) if resume and resume.exists() else Progress()
+        resume = _resume_file(folder)
+        self.progress = load_progress(resume, self.model, self.optimizer) if resume else Progress()
         self.lap = time.monotonic()  # since when seconds are not yet counted
 
     @property
@@ -190,15 +204,15 @@ def say(self: Trainer, line: str) -> None:
     if self.verbose:
         print(line, flush=True)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #968c6805
+# %% ../../nbs/api/training/55_trainer.ipynb #250fa7c1
 @patch
 def save(self: Trainer) -> None:
     "Write what it takes to go on from here, and the log beside it"
     self.count_seconds()
     if self.folder:
-        save_progress(self.folder / RESUME, self.progress, self.model, self.optimizer)
-        with atomic_write(self.folder / "log.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.progress.log))
+        with saving(self.folder) as stage:
+            save_progress(stage / RESUME, self.progress, self.model, self.optimizer)
+            (stage / LOG).write_text("".join(json.dumps(row) + "\n" for row in self.progress.log))
 
 
 @patch
@@ -208,9 +222,7 @@ def finish(self: Trainer) -> Recommender:
     self.model.eval()
     self.recommender.log = self.progress.log
     if self.folder:
-        self.recommender.save(self.folder)
-        if self.done:
-            (self.folder / RESUME).unlink()
+        write_run(self.recommender, self.folder, finished=self.done)
     return self.recommender
 
 # %% ../../nbs/api/training/55_trainer.ipynb #236c6fa7
@@ -269,10 +281,18 @@ def estimate(
     total = sum(count_parameters(model).values())
     return Estimate(total, sequences.targets, seconds / targets * sequences.targets, 5 * weights + kept + scores)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #6d36521d
+# %% ../../nbs/api/training/55_trainer.ipynb #85cd9dee
+def _order_hash(parts: Split, tokenizer: ItemTokenizer) -> str:
+    "Hash of what is trained and validated on, user by user as they stand"
+    train = tokenizer.encode_codes(parts.train, parts.events.items.index)
+    targets = np.ascontiguousarray(parts.valid.targets, np.int64)
+    return content_hash(np.asarray(train.values, np.int64).tobytes(), np.asarray(train.offsets, np.int64).tobytes(), targets.tobytes())
+
+
 def run_identity(parts: Split, config: TrainingConfig, model: SequenceModel, tokenizer: ItemTokenizer) -> dict:  # JSON-able
     "What decides the numbers of a run"
     known = {"fit": config.identity(), "data": parts.events.fingerprint, "split": parts.protocol}
+    known |= {"vocabulary": vocabulary_hash(tokenizer), "order": _order_hash(parts, tokenizer)}
     read = model.fingerprint(parts.events.items.loc[tokenizer.items])
     return known | ({"items": read} if read else {})
 
@@ -292,7 +312,7 @@ def read_config(
     }
     return TrainingConfig(model=kind.Config(**fitted["model"]), **plain)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #dab71220
+# %% ../../nbs/api/training/55_trainer.ipynb #f1bdb2bf
 def _train(
     rec: Recommender, parts: Split, config: TrainingConfig, folder: Path | None, max_minutes: float | None, verbose: bool
 ) -> Recommender:
@@ -300,7 +320,7 @@ def _train(
     if not rec.model.learns:
         rec.model.eval()
         if folder:
-            rec.save(folder)
+            write_run(rec, folder, finished=True)
         return rec
     trainer = Trainer(rec, parts, config, folder, verbose)
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -317,7 +337,27 @@ def _train(
         trainer.say(f"stopped after {max_minutes:g} minutes, in epoch {trainer.epoch + 1} of {config.epochs}")
     return trainer.finish()
 
-# %% ../../nbs/api/training/55_trainer.ipynb #5c3b28de
+# %% ../../nbs/api/training/55_trainer.ipynb #edc47bae
+def _needed_bytes(rec: Recommender) -> int:
+    "What a run will take on a disk, a little too much: its resume state twice, weights, tables, a report; raises if no file takes them"
+    weights = sum(weight.numel() * weight.element_size() for weight in rec.model.state_dict().values())
+    return (9 if rec.model.learns else 1) * weights + 2 * rec.check_tables() + 400 * len(rec.users)
+
+
+def _check_room(folder: Path, needed: int) -> None:  # bytes
+    "Raise if a run would not fit on the disk"
+    there = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if free + there < needed:
+        said = f"{folder}: {free / 2**20:,.0f} MB are free and the run will take about {needed / 2**20:,.0f} MB"
+        raise OSError(errno.ENOSPC, f"{said}; make room, or choose another out_dir")
+
+# %% ../../nbs/api/training/55_trainer.ipynb #52b6a554
+def _finished(folder: Path | None) -> bool:
+    "Is there nothing left to do?"
+    return bool(folder) and read_record(folder).get("finished", False)
+
+# %% ../../nbs/api/training/55_trainer.ipynb #b14db183
 def fit(
     parts: Split,
     config: TrainingConfig | None = None,  # what to train and how; None = `small()`
@@ -330,19 +370,23 @@ def fit(
     config = config or small()
     if not isinstance(config, TrainingConfig):
         raise ValueError(f"fit takes a TrainingConfig, such as small() or TrainingConfig(model=Mine.Config()); got {type(config).__name__}")
-    if max_minutes is not None and not max_minutes > 0:
-        raise ValueError(f"max_minutes={max_minutes} leaves no time to train; None means no limit")
+    if max_minutes is not None:
+        number_between("max_minutes", max_minutes, low_too=False)  # None: no limit
     if not len(parts.valid):
         raise ValueError("no user has a validation target to choose the weights by: choose other cuts in split()")
     tokenizer, device = ItemTokenizer.from_split(parts), resolve_device(device)
     config = sized(config, tokenizer)
     model = build_model(config, device)
     check_savable(model)
+    rec = Recommender.from_split(model, tokenizer, parts)
+    needed = _needed_bytes(rec)
     identity = run_identity(parts, config, model, tokenizer)
     with claim_run(out_dir, identity) if out_dir else nullcontext() as folder:
-        if folder and (folder / "model.safetensors").exists() and not (folder / RESUME).exists():
+        if _finished(folder):
             if verbose:
                 print(f"{folder.name} is finished: opened, not trained again", flush=True)
             return load(folder, device, type(model))
-        rec = Recommender.from_split(prepare_model(model, config, parts, tokenizer), tokenizer, parts)
+        if folder:
+            _check_room(folder, needed)
+        rec.model = prepare_model(model, config, parts, tokenizer)
         return _train(rec, parts, config, folder, max_minutes, verbose)
