@@ -35,7 +35,7 @@ from ..runs.folder import FILES, FORMAT, LOG, REPORT, RESUME, check_file, file_o
 from .topk import top_lists
 from ..show import facts, item_titles
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #d9d48388
+# %% ../../nbs/api/serving/55_recommender.ipynb #5fc2d69a
 @dataclass(kw_only=True, eq=False)
 class Recommender:
     "A model with its tokenizer, item table and known users: raw ids in, raw ids and titles out"
@@ -48,7 +48,7 @@ class Recommender:
     times: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # Unix seconds of each item in them, 0 = not known; or none
     trained: np.ndarray = field(
         default_factory=lambda: np.empty(0, np.int64)
-    )  # known items of each history, from its oldest, that training read; or none
+    )  # items of each history that training read, its oldest; or none
     data: dict = field(default_factory=dict)  # what it was trained on: name, fingerprint, counts, split
     log: list[dict] = field(default_factory=list)  # one row an epoch of training
 
