@@ -4,7 +4,7 @@ __version__ = "0.2.0"
 
 from itemlm.data.datasets import load_dataset
 from itemlm.data.doctor import doctor
-from itemlm.data.events import read_events
+from itemlm.data.events import Events, read_events
 from itemlm.data.split import shuffle_ties, split
 from itemlm.data.tokenizer import ItemTokenizer
 from itemlm.evaluation.compare import compare
@@ -15,11 +15,12 @@ from itemlm.models.base import SequenceModel
 from itemlm.models.item_lm import ItemLM, long_history, small, tiny
 from itemlm.models.losses import full_softmax, gbce
 from itemlm.models.recipe import TrainingConfig
-from itemlm.runs.ledger import list_runs
+from itemlm.runs.ledger import list_runs, read_run
 from itemlm.serving.recommender import Recommender, load
 from itemlm.training.trainer import fit
 
 __all__ = [
+    "Events",
     "ItemLM",
     "ItemTokenizer",
     "Recommender",
@@ -38,6 +39,7 @@ __all__ = [
     "long_history",
     "protocols",
     "read_events",
+    "read_run",
     "shuffle_ties",
     "small",
     "split",

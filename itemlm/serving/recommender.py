@@ -35,7 +35,7 @@ from ..runs.folder import FILES, FORMAT, LOG, REPORT, RESUME, check_file, file_o
 from .topk import top_lists
 from ..show import facts, item_titles
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #5fc2d69a
+# %% ../../nbs/api/serving/55_recommender.ipynb #403b4cb7
 @dataclass(kw_only=True, eq=False)
 class Recommender:
     "A model with its tokenizer, item table and known users: raw ids in, raw ids and titles out"
@@ -46,9 +46,7 @@ class Recommender:
     users: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=object))  # raw ids of known users
     histories: Ragged = field(default_factory=lambda: Sequences.from_lists([]))  # all that is known of each, in tokens
     times: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # Unix seconds of each item in them, 0 = not known; or none
-    trained: np.ndarray = field(
-        default_factory=lambda: np.empty(0, np.int64)
-    )  # items of each history that training read, its oldest; or none
+    trained: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # items of each history that training read, or none
     data: dict = field(default_factory=dict)  # what it was trained on: name, fingerprint, counts, split
     log: list[dict] = field(default_factory=list)  # one row an epoch of training
 

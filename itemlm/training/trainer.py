@@ -6,13 +6,13 @@
 __all__ = ['SAVE_EVERY', 'train_step', 'sized', 'build_model', 'prepare_model', 'initial_model', 'sample_targets', 'Trainer',
            'Estimate', 'estimate', 'run_identity', 'read_config', 'fit']
 
-# %% ../../nbs/api/training/55_trainer.ipynb #9da28418
+# %% ../../nbs/api/training/55_trainer.ipynb #f9257725
 import copy
+import errno
 import json
 import math
-import time
 import shutil
-import errno
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
