@@ -6,10 +6,9 @@
 __all__ = ['said_here', 'opened_data', 'run_name', 'Job', 'find_job', 'open_job', 'training_job', 'popularity_report', 'headline',
            'folded', 'show_users', 'plotly_script', 'show_figures']
 
-# %% ../nbs/api/75_jobs.ipynb #984566af
+# %% ../nbs/api/75_jobs.ipynb #37788530
 import base64
 import gzip
-import html
 import inspect
 import json
 import math
@@ -37,7 +36,7 @@ from .parameters import TrainParameters, job_parameters, listed, pairs_of, recip
 from .runs.folder import claim_run
 from .runs.ledger import read_run
 from .serving.recommender import Recommender
-from .show import Html, Table, Value, digits, facts, names_of
+from .show import Html, Table, Value, digits, facts, names_of, page_text
 from .training.trainer import build_model, fit, run_identity, sized
 from .workspace import workspace
 
@@ -302,13 +301,13 @@ def headline(
     name, value = metric.replace("ndcg", "NDCG"), Value(ends["mean"], ends["lo"], ends["hi"])
     return Html(f"<p style='font-size:1.5em'>{name} <b>{value.head}</b> ({value.ends}), popularity {digits(low)}</p>")
 
-# %% ../nbs/api/75_jobs.ipynb #dca65b70
+# %% ../nbs/api/75_jobs.ipynb #73cf3503
 def folded(
     title: str,
     *shown,  # tables, reports, texts that show themselves as HTML
 ) -> Html:
     "What a click opens"
-    return Html(f"<details><summary>{html.escape(title)}</summary>{''.join(one._repr_html_() for one in shown)}</details>")
+    return Html(f"<details><summary>{page_text(title)}</summary>{''.join(one._repr_html_() for one in shown)}</details>")
 
 # %% ../nbs/api/75_jobs.ipynb #b467721a
 def show_users(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'COLOURS', 'GREY', 'FAINT', 'Html', 'page_text', 'page_attribute', 'cut_text', 'plot_text', 'digits', 'span',
            'percent', 'Value', 'cell_html', 'cell_text', 'Table', 'facts', 'graph_objects', 'figure', 'subplots',
-           'item_titles', 'item_names', 'names_of']
+           'item_titles', 'item_names', 'names_of', 'ItemFrame']
 
 # %% ../nbs/api/01_show.ipynb #5feefa36
 import html
@@ -289,3 +289,15 @@ def names_of(
     rows = items.index.get_indexer(pd.Index(names, dtype=object))
     names[rows >= 0] = item_names(items.iloc[rows[rows >= 0]])
     return names
+
+# %% ../nbs/api/01_show.ipynb #93d863b3
+class ItemFrame(pd.DataFrame):
+    "A data frame that a notebook shows as text: dollars in a title are no formula"
+
+    @property
+    def _constructor(self):
+        return ItemFrame
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.html.use_mathjax", False):
+            return super()._repr_html_()

@@ -7,7 +7,7 @@ __all__ = ['plan', 'finish_run', 'matrix_operations', 'recommendation_cost', 're
            'carry_out', 'compare_recorded', 'read_comparisons', 'results_table', 'results', 'cost_figure',
            'search_table', 'StudyParameters', 'Study', 'open_study']
 
-# %% ../nbs/api/90_study.ipynb #3f8146c2
+# %% ../nbs/api/90_study.ipynb #2d1f1a3d
 import json
 import platform
 import time
@@ -32,7 +32,7 @@ from .models.presets import MODELS
 from .parameters import DataParameters, TrainParameters, listed, pairs_of, recipe_of, text_of_pairs
 from .runs.folder import FORMAT, read_record
 from .serving.recommender import Recommender, load
-from .show import COLOURS, Table, Value, digits, figure
+from .show import COLOURS, Table, Value, digits, figure, plot_text
 from .workspace import workspace
 
 # %% ../nbs/api/90_study.ipynb #ae9bc0a7
@@ -439,7 +439,7 @@ def results(
     head = ["model", "start", *head, "seeds", "parameters", "training", "recommending"]
     return Table(head=head, rows=rows, title=dataset, note=". ".join(filter(None, [_unlike_starts(chosen), _NOTE])), texts=2)
 
-# %% ../nbs/api/90_study.ipynb #939f4516
+# %% ../nbs/api/90_study.ipynb #7ecc7a25
 def cost_figure(
     table: pd.DataFrame,  # from `results_table`
     dataset: str,
@@ -449,7 +449,9 @@ def cost_figure(
     "One point a model, with the interval of its figure"
     chosen = _with_names(table[(table.dataset == dataset) & (table.seen == "drop") & (table.ties == "as_is")]).sort_values("name")
     words = {"parameters": "numbers learnt or counted", "fit_seconds": "seconds of training and validation"}
-    shown = figure(xaxis_title=words[cost], xaxis_type="log", yaxis_title=f"test {metric}", yaxis_rangemode="tozero", title_text=dataset)
+    shown = figure(
+        xaxis_title=words[cost], xaxis_type="log", yaxis_title=f"test {metric}", yaxis_rangemode="tozero", title_text=plot_text(dataset)
+    )
     for n, row in enumerate(chosen.to_dict("records")):
         ends = dict(array=[row[f"{metric}.hi"] - row[metric]], arrayminus=[row[metric] - row[f"{metric}.lo"]])
         marker = dict(size=10, color=COLOURS[n % len(COLOURS)], symbol="circle" if n < len(COLOURS) else "diamond")

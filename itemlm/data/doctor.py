@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['Finding', 'Diagnosis', 'doctor']
 
-# %% ../../nbs/api/data/14_doctor.ipynb #d8bd6e6c
-import html
+# %% ../../nbs/api/data/14_doctor.ipynb #ae8268c8
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
@@ -17,7 +16,7 @@ from fastcore.basics import patch
 from ..core import Ragged
 from .events import Events
 from .split import Split, split, tied_runs
-from ..show import COLOURS, Html, Table, percent, span, subplots
+from ..show import COLOURS, Html, Table, page_text, percent, span, subplots
 
 # %% ../../nbs/api/data/14_doctor.ipynb #255c81ad
 @dataclass(frozen=True, kw_only=True)
@@ -383,11 +382,10 @@ class Diagnosis:
         sizes = ", ".join(f"{self.data[key]:,} {key}" for key in ("users", "items", "interactions"))
         return f"{self.data['name']} ({sizes}; fingerprint {self.data['fingerprint'][:8]})"
 
-# %% ../../nbs/api/data/14_doctor.ipynb #b34620e4
+# %% ../../nbs/api/data/14_doctor.ipynb #ea4aac19
 def _here(finding: Finding) -> Html:
     "The number of a finding as a cell: bold where it matters, on one line where it is short"
-    text = html.escape(finding.text)
-    text = text.replace(" ", "\u00a0") if len(finding.text) < 50 else text
+    text = page_text(finding.text.replace(" ", "\u00a0") if len(finding.text) < 50 else finding.text)
     return Html(f"<b>{text}</b>" if finding.matters else text)
 
 

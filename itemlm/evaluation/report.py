@@ -6,8 +6,7 @@
 __all__ = ['ACCURACY', 'LISTED', 'target_facts', 'trained_targets', 'rank_metric', 'user_metrics', 'Lists', 'over_users',
            'owners_of', 'mean_over_users', 'slice_groups', 'Report', 'evaluate', 'read_report']
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #abeca553
-import html
+# %% ../../nbs/api/evaluation/60_report.ipynb #a69f9a92
 import inspect
 import json
 import warnings
@@ -36,7 +35,7 @@ from ..metrics.statistics import bootstrap_interval
 from ..models.base import class_name
 from ..runs.folder import REPORT, check_file, file_of, known_record, other_figures, saving, sealed, steady
 from ..serving.recommender import PartRanks, Recommender, model_hash, vocabulary_hash
-from ..show import COLOURS, GREY, Table, Value, subplots
+from ..show import COLOURS, GREY, Table, Value, page_text, subplots
 
 # %% ../../nbs/api/evaluation/60_report.ipynb #80c46018
 def _gaps(parts: Split, part: Part) -> np.ndarray:  # (B,) seconds, -1 where not known
@@ -657,10 +656,10 @@ def _table(
     body = [[row["part"], row["protocol"]["seen"], *values] for row, values in zip(rows, cells)]
     return Table(head=["part", "seen", *(name.replace("_", " ") for name in names)], rows=body, title=title, texts=2)
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #5e0d373c
+# %% ../../nbs/api/evaluation/60_report.ipynb #14174afc
 def _folded(title: str, *tables: Table) -> str:
     "Tables that a click opens"
-    return f"<details><summary>{html.escape(title)}</summary>{''.join(table._repr_html_() for table in tables)}</details>"
+    return f"<details><summary>{page_text(title)}</summary>{''.join(table._repr_html_() for table in tables)}</details>"
 
 
 @patch
@@ -680,7 +679,7 @@ def _repr_html_(self: Report) -> str:
     shown += "".join(
         _folded(f"the {part} part", *(self._table(names, [part], title) for title, names in tables.items())) for part in others
     )
-    return f"<p><b>{html.escape(self.headline)}</b></p>{shown}<small>{html.escape(_how(self))}</small>"
+    return f"<p><b>{page_text(self.headline)}</b></p>{shown}<small>{page_text(_how(self))}</small>"
 
 # %% ../../nbs/api/evaluation/60_report.ipynb #88f30f85
 @patch

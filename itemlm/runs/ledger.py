@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['STATES', 'RunRecord', 'read_run', 'list_runs', 'runs_table']
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #cd8a33f7
-import html
+# %% ../../nbs/api/runs/51_ledger.ipynb #0089a6f8
 import json
 import re
 from contextlib import suppress
@@ -20,7 +19,7 @@ import safetensors
 
 from ..core import path_of, read_json
 from .folder import FILES, FORMAT, REPORT, RESUME, check_file, file_of, other_figures, sealed, steady
-from ..show import Html, Table, Value, cell_html
+from ..show import Html, Table, Value, cell_html, page_attribute
 from ..workspace import workspace
 
 # %% ../../nbs/api/runs/51_ledger.ipynb #1b7a0997
@@ -284,7 +283,7 @@ def _column(runs: pd.DataFrame, name: str) -> tuple[list, list]:
         return [f"{mark}{state}\n{why}".strip() for mark, state, why in zip(marks, values, runs["reason"])], list(map(_natural, values))
     return values, [value if isinstance(value, float | None) else _natural(value) for value in known]
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #3eb56287
+# %% ../../nbs/api/runs/51_ledger.ipynb #84c15f3a
 _HEADINGS = {name: name for name in _TEXT_COLUMNS} | {"date": "date (UTC)", "seed": "seed", "epochs": "epochs", "valid": "valid NDCG@10"}
 _HEADINGS |= {"ndcg@10": "test NDCG@10", "recall@10": "test recall@10", "parameters": "parameters", "seconds": "seconds"}
 
@@ -298,4 +297,4 @@ def runs_table(
     columns = [_placed(*_column(runs, name)) for name in _HEADINGS]
     head = [Html(f"<button type=button>{heading}</button>") for heading in _HEADINGS.values()]
     table = Table(head=head, rows=[list(row) for row in zip(*columns)], texts=len(_TEXT_COLUMNS) + 1)
-    return Html(f'<div class="runs" onclick="{html.escape(_SORT)}">{table._repr_html_()}</div>')
+    return Html(f'<div class="runs" onclick="{page_attribute(_SORT)}">{table._repr_html_()}</div>')
