@@ -176,10 +176,7 @@ def test_other_parameters_in_a_run_folder(small):
         ("max_minutes", -1, ["max_minutes", "negative"]),
         ("split", "global_time", ["unknown parameter split", "protocol"]),  # names that stand for something in the notebook, or could
         ("time", "ts", ["unknown parameter time", "epochs"]),
-        ("fit", 3, ["unknown parameter fit", "epochs"]),
         ("run", "runs/mine", ["unknown parameter run", "out_dir"]),
-        ("training_job", 1, ["unknown parameter training_job", "epochs"]),
-        ("globals", 1, ["unknown parameter globals", "epochs"]),
     ],
 )
 def test_unknown_parameter(tmp_path, name, value, names):

@@ -202,14 +202,15 @@ def test_items_without_text(checkpoint, tmp_path):
     events = toy_events()
     items = events.items.assign(title=["" if n % 5 == 0 else title for n, title in enumerate(events.items["title"])])
     parts = split(replace(events, items=items))
-    for config in (quick(hierarchy(), fixed(checkpoint)), quick(item_plus_text(), fixed(checkpoint)), quick(hierarchy())):
+    configs = quick(hierarchy(), fixed(checkpoint)), quick(item_plus_text(), fixed(checkpoint)), quick(hierarchy())
+    for run, config in zip(map(tmp_path.joinpath, "abc"), configs):
         with pytest.warns(UserWarning, match="12 of 60 items have no text and keep a token of their own"):
             rec = fit(parts, config, verbose=False)
         rows = rec.model.item_table()
         assert len(rows.unique(dim=0)) == 60, "items without text are told apart"
-        rec.save(tmp_path / "run")
+        rec.save(run)
         histories = rec.histories.take([0, 1, 2])
-        assert torch.equal(load(tmp_path / "run", device="cpu").scores(histories), rec.scores(histories))
+        assert torch.equal(load(run, device="cpu").scores(histories), rec.scores(histories))
         with pytest.raises(ValueError, match="new item 'x' has no text"):
             rec.add_items(pd.DataFrame({"title": [" "]}, index=["x"]))
 
