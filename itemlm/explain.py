@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['items_read', 'effects', 'because', 'what_if', 'trace', 'attention_weights']
 
-# %% ../nbs/api/70_explain.ipynb #ed5fcbb9
+# %% ../nbs/api/70_explain.ipynb #92ade447
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -19,7 +19,7 @@ from .core import Ragged
 from .data.tokenizer import Sequences
 from .serving.recommender import SEEN, Recommender
 from .serving.topk import top_lists
-from .show import ItemFrame, names_of
+from .show import item_frame, names_of
 
 # %% ../nbs/api/70_explain.ipynb #192d41ea
 def items_read(
@@ -120,7 +120,7 @@ def _removals(rec: Recommender, history: list[str], items: list[str] | None, k: 
     rows[places], lost = removed, values[0] - values
     return _Removals(columns=columns, scores=scores, lost=lost, times=np.exp(lost - (sums[0] - sums)[:, None]), rows=rows)
 
-# %% ../nbs/api/70_explain.ipynb #cb67eca2
+# %% ../nbs/api/70_explain.ipynb #ffd1127f
 def effects(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
@@ -131,7 +131,7 @@ def effects(
     "How much of each item's score is lost when an item is taken out of the history"
     found = _removals(rec, history, items, k, seen)
     index = pd.Index(history, name="history", dtype=object)
-    table = ItemFrame(found.lost[found.rows], index=index, columns=rec.items.index[found.columns])
+    table = item_frame(found.lost[found.rows], index=index, columns=rec.items.index[found.columns])
     table.attrs["note"] = found.note
     return table
 
@@ -157,7 +157,7 @@ def _taken(rec: Recommender, history: list[str], seen: str) -> np.ndarray:
     "Columns that a rule leaves out; negative ones are no items"
     return rec.tokenizer.encode(history if seen == "drop" else []) - rec.tokenizer.n_special
 
-# %% ../nbs/api/70_explain.ipynb #fdf70fcd
+# %% ../nbs/api/70_explain.ipynb #cb9860eb
 def because(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
@@ -184,11 +184,11 @@ def because(
         "effect": found.lost[best, each],
         "times": found.times[best, each],
     }
-    table = ItemFrame(table)
+    table = item_frame(table)
     table.attrs["note"] = found.note
     return table
 
-# %% ../nbs/api/70_explain.ipynb #aef9c935
+# %% ../nbs/api/70_explain.ipynb #bdd4e4eb
 def _optional_ranks(ranks: np.ndarray) -> pd.array:
     "Ranks with nothing where an item has none"
     shown = pd.array(ranks, dtype="Int64")
@@ -215,7 +215,7 @@ def what_if(
     table = {"item": ids, "title": names_of(rec.items, ids)}
     table |= {f"rank_{name}": _optional_ranks(row) for name, row in zip(("before", "after"), ranks)}
     table |= {"score_before": values[0], "score_after": values[1], "change": change}
-    return ItemFrame(table)
+    return item_frame(table)
 
 # %% ../nbs/api/70_explain.ipynb #7490f263
 def _ranks_after(
@@ -231,7 +231,7 @@ def _ranks_after(
         ranks[rows] = _ranks_of(scores, columns, list(had) if seen == "drop" else [[]] * len(rows))
     return ranks, values
 
-# %% ../nbs/api/70_explain.ipynb #0a060ea0
+# %% ../nbs/api/70_explain.ipynb #a8112118
 @_one_thread()
 def trace(
     rec: Recommender,
@@ -254,7 +254,7 @@ def trace(
     step, place = np.nonzero(np.ones_like(ranks) if items else ranks > 0)
     read, found = np.array(["", *history], dtype=object)[step + first], ids[step, place]
     table = {"step": step + first, "read": read, "read_title": names_of(rec.items, read), "rank": _optional_ranks(ranks[step, place])}
-    return ItemFrame(table | {"item": found, "title": names_of(rec.items, found), "score": values[step, place]})
+    return item_frame(table | {"item": found, "title": names_of(rec.items, found), "score": values[step, place]})
 
 # %% ../nbs/api/70_explain.ipynb #9c49f4ce
 def attention_weights(

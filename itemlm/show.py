@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'COLOURS', 'GREY', 'FAINT', 'Html', 'page_text', 'page_attribute', 'cut_text', 'plot_text', 'digits', 'span',
            'percent', 'Value', 'cell_html', 'cell_text', 'Table', 'facts', 'graph_objects', 'figure', 'subplots',
-           'item_titles', 'item_names', 'names_of', 'ItemFrame']
+           'item_titles', 'item_names', 'names_of', 'item_frame']
 
 # %% ../nbs/api/01_show.ipynb #5feefa36
 import html
@@ -290,14 +290,20 @@ def names_of(
     names[rows >= 0] = item_names(items.iloc[rows[rows >= 0]])
     return names
 
-# %% ../nbs/api/01_show.ipynb #93d863b3
-class ItemFrame(pd.DataFrame):
-    "A data frame that a notebook shows as text: dollars in a title are no formula"
-
+# %% ../nbs/api/01_show.ipynb #319bd2fd
+class _ItemFrame(pd.DataFrame):
     @property
     def _constructor(self):
-        return ItemFrame
+        return _ItemFrame
 
     def _repr_html_(self) -> str:
         with pd.option_context("display.html.use_mathjax", False):
             return super()._repr_html_()
+
+
+def item_frame(
+    data,  # whatever pandas makes a data frame of
+    **options,  # of pandas.DataFrame
+) -> pd.DataFrame:
+    "A data frame that a notebook shows as text: dollars in a title are no formula"
+    return _ItemFrame(data, **options)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEEN', 'SEEN_RULES', 'Recommender', 'known_items', 'PartRanks', 'vocabulary_hash', 'model_hash', 'write_run', 'load']
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #d57b0172
+# %% ../../nbs/api/serving/55_recommender.ipynb #32ba8bbb
 import hashlib
 import json
 import warnings
@@ -33,7 +33,7 @@ from ..metrics.ranks import Ranks, drop_seen, target_ranks
 from ..models.base import SequenceModel, check_savable, class_name, find_class
 from ..runs.folder import FILES, FORMAT, LOG, REPORT, RESUME, check_file, file_of, known_record, locked, read_record, saving, steady
 from .topk import top_lists
-from ..show import ItemFrame, facts, item_titles
+from ..show import facts, item_frame, item_titles
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #403b4cb7
 @dataclass(kw_only=True, eq=False)
@@ -230,7 +230,7 @@ def history(
         raise ValueError(f"user {unknown!r} is not among the {len(self.users):,} known users; for a new user give items=[...]")
     return self.histories.take(rows)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #6d2375d5
+# %% ../../nbs/api/serving/55_recommender.ipynb #f79f6f92
 @patch
 def recommend(
     self: Recommender,
@@ -247,7 +247,7 @@ def recommend(
     found, values = self.topk(histories, min(whole_number("k", k), self.n_items), seen)
     rows, ranks = np.nonzero(found != "")
     ids = found[rows, ranks]
-    table = ItemFrame({"user": names[rows], "rank": ranks + 1, "item": ids, "title": self.titles(ids), "score": values[rows, ranks]})
+    table = item_frame({"user": names[rows], "rank": ranks + 1, "item": ids, "title": self.titles(ids), "score": values[rows, ranks]})
     return table if users is not None else table.drop(columns="user")
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #5d02f824
