@@ -504,21 +504,15 @@ def __repr__(self: Comparison) -> str:
     wide = self.models.pivot(index="model", columns="metric", values="mean").loc[self.names, list(self.metrics)]
     return f"{wide.round(4).assign(verdict=[self.verdict(name) for name in wide.index]).to_string()}\n{self.footer}"
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #d70c305f
+# %% ../../nbs/api/evaluation/61_compare.ipynb #b1b0e1ce
 @patch
 def _dot(self: Comparison, name: str, metric: str) -> dict:
     "A model's point in the forest"
     test = self.against(name, self.reference, metric)
     if not test:
         label = dict(text=["" if name == self.reference else "  not comparable"], textposition="middle right")
-        return dict(
-            x=[0],
-            y=[plot_text(name)],
-            mode="markers+text",
-            marker=dict(size=9, symbol="diamond", color=COLOURS[0]),
-            hoverinfo="skip",
-            **label,
-        )
+        marker = dict(size=9, symbol="diamond", color=COLOURS[0])
+        return dict(x=[0], y=[plot_text(name)], mode="markers+text", marker=marker, hoverinfo="skip", **label)
     colour = {1: COLOURS[2], -1: COLOURS[1], 0: GREY}[self.sign(name, self.reference, metric)]
     bars = dict(type="data", array=[test["hi"] - test["difference"]], arrayminus=[test["difference"] - test["lo"]], thickness=1.5)
     gap = str(Value(test["difference"], test["lo"], test["hi"], sign=True))
