@@ -285,8 +285,14 @@ def turned_around(parts):
 
 TITLES = [f"T{n}" for n in range(30)]
 TABLES = {
-    "two kinds of values": (dict(price=[1, "2.5"] * 15), "column 'price' cannot be saved"),
-    "texts and numbers": (dict(brand=["x", 1.5] * 15), "column 'brand' cannot be saved"),
+    "two kinds of values": (
+        dict(price=[1, "2.5"] * 15),
+        "column 'price' of the item table holds int .15. and str .15., which no file can keep",
+    ),
+    "texts and numbers": (
+        dict(brand=["x", 1.5] * 15),
+        "column 'brand' of the item table holds str .15. and float .15., which no file can keep",
+    ),
 }
 
 

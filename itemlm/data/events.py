@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REPEATS', 'Events', 'Filters', 'read_events', 'words_of', 'with_texts']
 
-# %% ../../nbs/api/data/11_events.ipynb #0ce006ae
+# %% ../../nbs/api/data/11_events.ipynb #7dc51670
 import hashlib
 import re
 import warnings
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import Ragged
+from ..core import Ragged, number_between, whole_number
 from .files import ReadOptions
 from itemlm.data.readers import (
     COLUMNS,
@@ -197,7 +197,7 @@ def _repeated(log: _Log, order: np.ndarray, repeats: str) -> np.ndarray:
         again[order] = pd.DataFrame({"user": user, "item": item}).duplicated().to_numpy()
     return again
 
-# %% ../../nbs/api/data/11_events.ipynb #07b5b97b
+# %% ../../nbs/api/data/11_events.ipynb #ebfadd5f
 @dataclass(frozen=True, kw_only=True)
 class Filters:
     "Which interactions of a log stay"
@@ -213,14 +213,13 @@ class Filters:
         for name, valid in (("duplicates", ("drop", "keep")), ("repeats", REPEATS), ("missing", ("error", "drop"))):
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} is {' or '.join(map(repr, valid))}, not {getattr(self, name)!r}")
-        if isinstance(self.k_core, bool) or int(self.k_core) != self.k_core or self.k_core < 0:
-            raise ValueError(f"k_core is a whole number, 0 for none, not {self.k_core!r}")
-        if self.min_rating is not None and not (np.isreal(self.min_rating) and np.isfinite(self.min_rating)):
-            raise ValueError(f"min_rating is a number, not {self.min_rating!r}")
+        whole_number("k_core", self.k_core, 0)
+        if self.min_rating is not None:
+            number_between("min_rating", self.min_rating, -np.inf)
         if self.where is not None and not isinstance(self.where, dict):
             raise ValueError(f"where is a dict such as {{'event': 'view'}}, not {self.where!r}")
 
-# %% ../../nbs/api/data/11_events.ipynb #2d99a43c
+# %% ../../nbs/api/data/11_events.ipynb #4e6450cf
 def _kept(order: np.ndarray, keep: np.ndarray) -> np.ndarray:
     "The order of the interactions that are kept (N,)"
     return (np.cumsum(keep) - 1)[order[keep[order]]]
@@ -234,17 +233,15 @@ def _filtered(log: _Log, how: Filters, by_time: bool) -> tuple[_Log, np.ndarray,
         did["rows_below_min_rating"], log = int((~keep).sum()), log.take(keep)
     order = log.order(by_time)
     drop = {}
-    if how.duplicates == "drop":
-        drop["duplicates_dropped"] = lambda: (
-            _duplicates(log, order) if by_time else np.zeros(len(log), bool)
-        )  # without times it may be real
+    if how.duplicates == "drop":  # without times it may be real
+        drop["duplicates_dropped"] = lambda log, order: _duplicates(log, order) if by_time else np.zeros(len(log), bool)
     if how.repeats != "keep":
         did["repeats"] = how.repeats
-        drop["repeats_dropped"] = lambda: _repeated(log, order, how.repeats)
+        drop["repeats_dropped"] = lambda log, order: _repeated(log, order, how.repeats)
     if how.k_core:
-        drop["rows_outside_k_core"] = lambda: ~_k_core(log.user, log.item, how.k_core)
+        drop["rows_outside_k_core"] = lambda log, _: ~_k_core(log.user, log.item, how.k_core)
     for name, find in drop.items():
-        gone = find()
+        gone = find(log, order)
         did[name] = int(gone.sum())
         if did[name]:
             log, order = log.take(~gone), _kept(order, ~gone)

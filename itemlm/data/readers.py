@@ -312,7 +312,7 @@ def ratings(
         raise ValueError(f"{bad.sum():,} ratings in column {column} are not numbers: {self.where(bad)}")
     return ratings
 
-# %% ../../nbs/api/data/10_readers.ipynb #94225013
+# %% ../../nbs/api/data/10_readers.ipynb #c3fb3435
 _TITLES = "title name movie_title item_name product_title product_name prod_name app_name book_title track_name".split()
 
 
@@ -335,10 +335,10 @@ def savable(
         try:
             kept = pa.Table.from_pandas(column.to_frame(), preserve_index=False)
             pq.write_table(kept.slice(0, 1), pa.BufferOutputStream())
-        except (pa.ArrowException, TypeError, ValueError, NotImplementedError) as error:
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             kinds = pd.Series([type(value).__name__ for value in column.dropna()]).value_counts()
             mixed = " and ".join(f"{kind} ({count:,})" for kind, count in kinds.items())
-            problem = f"column {name!r} of {what} holds {mixed}, which no file can keep ({str(error).splitlines()[0][:100]})"
+            problem = f"column {name!r} of {what} holds {mixed}, which no file can keep ({error.args[0]})"
             raise ValueError(f"{problem}. Make it one type, or leave the column out") from None
     return table
 

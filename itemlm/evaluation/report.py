@@ -505,15 +505,15 @@ def _rehearse(asked: _Asked, rec: Recommender, parts: Split, part: Part) -> None
     for name, metric in asked.own.items():
         _own_values(name, metric, ranks, lists)
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #7a3af808
+# %% ../../nbs/api/evaluation/60_report.ipynb #0dce532b
 def _part_results(
-    asked: _Asked, rec: Recommender, parts: Split, part: Part
+    asked: _Asked, rec: Recommender, parts: Split, part: Part, trained: np.ndarray
 ) -> tuple[list[dict], pd.DataFrame, pd.DataFrame]:  # a row of results for each value of `seen`, its targets, its slices
     "All that is said of one part"
     ranks = rec.rank_part(parts, part, top_k=asked.list_length, batch=asked.batch)
     facts, owners, column = target_facts(rec, parts, part), owners_of(part.users), attribute_column(rec.items)
     attributes = item_attributes(rec.items, column) if column else None
-    protocol, rows, users, sliced = _protocol(parts, part, facts, trained_targets(rec, parts, part)), [], [], {}
+    protocol, rows, users, sliced = _protocol(parts, part, facts, trained), [], [], {}
     for rule, r in ranks.items():
         of_ranks, of_lists = _values(asked, r, _lists(rec, parts, part, r.top), attributes)
         metrics = _with_intervals(of_ranks | of_lists, asked.seed, owners)
@@ -529,12 +529,11 @@ def _whole(asked: _Asked, top: np.ndarray, n_items: int) -> dict[str, dict[str, 
     k = asked.list_length
     return {f"coverage@{k}": {"mean": coverage(top, n_items)}, f"gini@{k}": {"mean": gini(top, n_items)}}
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #5e2d2d65
-def _warn_of_leak(rec: Recommender, parts: Split, several: list[Part]) -> None:
-    for part in several:
-        known = trained_targets(rec, parts, part)
+# %% ../../nbs/api/evaluation/60_report.ipynb #364bbf34
+def _warn_of_leak(rec: Recommender, parts: Split, trained: dict[str, np.ndarray]) -> None:
+    for part, known in trained.items():
         if known.any():
-            share = f"{known.sum():,} of {len(part):,} {part.name} targets ({known.mean():.1%})"
+            share = f"{known.sum():,} of {len(known):,} {part} targets ({known.mean():.1%})"
             told = f"{share} are interactions that the model was trained on, so their figures say nothing"
             warnings.warn(f"{told}: evaluate it on the split it was trained on, or train it on this one", stacklevel=3)
     theirs, ours = rec.data.get("split"), parts.protocol.get("split")
@@ -556,7 +555,7 @@ def _model(rec: Recommender) -> dict:
     hashes = {"weights": model_hash(rec.model), "vocabulary": vocabulary_hash(rec.tokenizer)}
     return {"class": class_name(rec.model), "parameters": size, "config": asdict(rec.model.config)} | hashes
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #b8887991
+# %% ../../nbs/api/evaluation/60_report.ipynb #947e1f96
 def evaluate(
     rec: Recommender,
     parts: Split,
@@ -572,10 +571,11 @@ def evaluate(
     ks = tuple(ks) if np.iterable(ks) else (ks,)
     asked = _Asked(ks=ks, own=dict(metrics or {}), list_length=list_length, batch=batch, seed=seed)
     several = [parts.part(name) for name in ((part,) if isinstance(part, str) else part)]
-    _warn_of_leak(rec, parts, several)
+    trained = {one.name: trained_targets(rec, parts, one) for one in several}
+    _warn_of_leak(rec, parts, trained)
     for one in several:
         _rehearse(asked, rec, parts, one)
-    results, users, slices = zip(*(_part_results(asked, rec, parts, one) for one in several))
+    results, users, slices = zip(*(_part_results(asked, rec, parts, one, trained[one.name]) for one in several))
     return Report(
         data=_data(rec, parts),
         results=[row for rows in results for row in rows],

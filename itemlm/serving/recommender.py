@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEEN', 'SEEN_RULES', 'Recommender', 'known_items', 'PartRanks', 'vocabulary_hash', 'model_hash', 'write_run', 'load']
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #32ba8bbb
+# %% ../../nbs/api/serving/55_recommender.ipynb #16758ce9
 import hashlib
 import json
 import warnings
@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 
 from ..core import Ragged, content_hash, file_hash, memory_budget, path_of, resolve_device, versions, whole_number
 from ..data.events import words_of
-from ..data.readers import usual_name
+from ..data.readers import savable, usual_name
 from ..data.split import Part, Split
 from ..data.tokenizer import SEPARATOR, ItemTokenizer, Sequences
 from ..metrics.ranks import Ranks, drop_seen, target_ranks
@@ -338,7 +338,7 @@ def model_hash(model: SequenceModel) -> str:
         found.update(some)
     return found.hexdigest()[:32]
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #7ed0c811
+# %% ../../nbs/api/serving/55_recommender.ipynb #a184a048
 @patch
 def _history_table(self: Recommender) -> pa.Table:
     "Known users with their items and times, and how much of it was trained on"
@@ -350,19 +350,7 @@ def _history_table(self: Recommender) -> pa.Table:
 
 def _item_table(items: pd.DataFrame) -> pa.Table:
     "An item table as Parquet takes it, or one error that names the column"
-    if items.columns.has_duplicates:
-        twice = items.columns[items.columns.duplicated()][0]
-        raise ValueError(f"item table: there are two columns {twice!r}; rename one, or leave it out")
-    try:
-        return pa.Table.from_pandas(items)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        for name in items:
-            try:
-                pa.Table.from_pandas(items[[name]])
-            except (pa.ArrowException, TypeError, ValueError, OverflowError) as why:
-                said = f"item table: column {name!r} cannot be saved ({_line(why)})"
-                raise ValueError(f"{said}; give it values of one kind, or leave the column out") from None
-        raise ValueError(f"item table: it cannot be saved ({_line(error)})") from None
+    return pa.Table.from_pandas(savable(items, "the item table"))
 
 
 def _line(error: Exception) -> str:

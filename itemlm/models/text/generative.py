@@ -28,7 +28,7 @@ from .encoders import ItemLLMConfig, into_basis, make_room, principal_directions
 from .semantic_ids import END, ItemCodes, Trie, number_codes, random_codes, semantic_ids, title_codes
 from .templates import item_texts
 
-# %% ../../../nbs/api/models/text/47_generative.ipynb #6259cad7
+# %% ../../../nbs/api/models/text/47_generative.ipynb #d77c6363
 class GenerativeModel(SequenceModel):
     "A recommender that writes the next item in codes; it has no item table"
 
@@ -49,11 +49,11 @@ class GenerativeModel(SequenceModel):
 
     def read_codes(self, inputs: Tensor) -> Tensor:  # (B, S) from `training_pairs` -> (B, S, D)
         "A state after each code"
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say how it reads codes: define read_codes(inputs)")
 
     def code_table(self) -> Tensor:  # (codes, D)
         "The head: score of code c = state . row c"
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say what it scores codes by: define code_table()")
 
 # %% ../../../nbs/api/models/text/47_generative.ipynb #6c7c175d
 @patch(as_prop=True)
