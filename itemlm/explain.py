@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['items_read', 'effects', 'because', 'what_if', 'trace', 'attention_weights']
 
-# %% ../nbs/api/70_explain.ipynb #92ade447
+# %% ../nbs/api/70_explain.ipynb #51b076dc
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from .core import Ragged
+from .core import Ragged, whole_number
 from .data.tokenizer import Sequences
 from .serving.recommender import SEEN, Recommender
 from .serving.topk import top_lists
@@ -60,7 +59,7 @@ def _few_scores(
         values[rows], sums[rows] = scores[:, columns].cpu().numpy(), scores.logsumexp(1).cpu().numpy()
     return values, sums
 
-# %% ../nbs/api/70_explain.ipynb #3b47d808
+# %% ../nbs/api/70_explain.ipynb #5cca370e
 def _columns_of(rec: Recommender, items: list[str]) -> np.ndarray:
     "Columns of raw ids; one that the model does not know is an error"
     columns = rec.items.index.get_indexer(items)
@@ -71,9 +70,7 @@ def _columns_of(rec: Recommender, items: list[str]) -> np.ndarray:
 
 def _places_asked(rec: Recommender, k: int) -> int:
     "How long a list can be: a small catalogue has shorter ones"
-    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
-        raise ValueError(f"k={k!r}: ask for the first 1, 2, ... items")
-    return min(int(k), rec.n_items)
+    return min(whole_number("k", k), rec.n_items)
 
 
 def _best_columns(rec: Recommender, history: list[str], scores: Tensor, k: int, seen: str) -> np.ndarray:  # scores (V,) -> (up to k,)

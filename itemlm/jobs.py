@@ -6,10 +6,9 @@
 __all__ = ['said_here', 'opened_data', 'run_name', 'Job', 'find_job', 'open_job', 'training_job', 'popularity_report', 'headline',
            'folded', 'show_users', 'plotly_script', 'show_figures']
 
-# %% ../nbs/api/75_jobs.ipynb #37788530
+# %% ../nbs/api/75_jobs.ipynb #6455461b
 import base64
 import gzip
-import inspect
 import json
 import math
 import re
@@ -24,8 +23,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .core import content_hash, optional
-from .data.datasets import KNOWN, load_dataset
-from .data.events import Events, read_events
+from .data.datasets import OPTIONS, load_dataset
 from .data.readers import COLUMNS
 from .data.split import Part, Split, shuffle_ties, split
 from .data.tokenizer import ItemTokenizer
@@ -62,7 +60,7 @@ def said_here() -> Iterator[None]:
             raise
         raise type(error)(text) from None
 
-# %% ../nbs/api/75_jobs.ipynb #4e45001d
+# %% ../nbs/api/75_jobs.ipynb #1cc3dde3
 _READ = ("items", "min_rating", "k_core", "duplicates", "repeats")  # parameters with names of their own
 
 
@@ -79,44 +77,19 @@ def _where(text: str) -> dict[str, str | list[str]]:
     many = lambda value: [one.strip(" '\"") for one in value[1:-1].split(",")] if re.fullmatch(r"\[.*\]", value) else value
     return {column: many(value) for column, value in pairs_of(text, "parameter where").items()}
 
-
-def _found(path: str) -> Path:
-    "A path from the current folder, or the project's"
-    places = Path(path).expanduser(), workspace().root / path
-    return next((place for place in places if place.exists()), places[0])
-
-# %% ../nbs/api/75_jobs.ipynb #ccec013b
+# %% ../nbs/api/75_jobs.ipynb #da9a86a1
 def _options(asked: TrainParameters) -> dict:
-    "What was asked of the data, by the names that `read_events` has for it"
-    takes, whole = inspect.signature(read_events).parameters, _open_ended(read_events)
+    "What was asked of the data, by the names that `load_dataset` has for it"
     given = {name: vars(asked)[name] for name in _READ if vars(asked)[name] not in ("", None)} | _columns(asked.columns)
     given |= {"where": _where(asked.where)} if asked.where else {}
     more = {name.partition(".")[2]: text for name, text in pairs_of(asked.settings).items() if name.startswith("data.")}
-    own = {"source", "name", "verbose", "where", *COLUMNS, *_READ}
-    if wrong := sorted({*more} & own) + ([] if whole else sorted({*more, *given} - {*takes})):
-        valid = ", ".join(f"data.{name}" for name, p in takes.items() if name not in own and p.kind is not p.VAR_KEYWORD)
-        raise ValueError(f"unknown parameter data.{wrong[0]}; valid are {valid or 'none'}, and those that train.ipynb declares")
-    if "items" in given:
-        given["items"] = _found(given["items"])
-    return given | {name: setting(f"data.{name}", text, takes[name].annotation if name in takes else str) for name, text in more.items()}
+    valid = [name for name in OPTIONS if name not in ("where", *COLUMNS, *_READ)]
+    if wrong := sorted({*more} - {*valid}):
+        listing = ", ".join(f"data.{name}" for name in valid)
+        raise ValueError(f"unknown parameter data.{wrong[0]}; valid are {listing}, and those that train.ipynb declares")
+    return given | {name: setting(f"data.{name}", text, bool if name == "header" else str) for name, text in more.items()}
 
-
-def _open_ended(function: Callable) -> bool:
-    "Does it take arguments by names that its signature does not tell?"
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
-
-# %% ../nbs/api/75_jobs.ipynb #4f06db4e
-def _events(asked: TrainParameters) -> Events:
-    "The data set, prepared and kept where it can be, read anew where more is asked than is kept"
-    options, takes = _options(asked), inspect.signature(load_dataset).parameters
-    if set(options) <= set(takes) or _open_ended(load_dataset):
-        return load_dataset(asked.dataset, **options)
-    if asked.dataset in KNOWN:
-        more = ", ".join(name for name in options if name not in takes)
-        raise ValueError(f"{asked.dataset} is read as it is usually used; {more}: for data of your own, give the path of a file or folder")
-    return read_events(_found(asked.dataset), **options)
-
-
+# %% ../nbs/api/75_jobs.ipynb #d9e6338e
 def _cuts(text: str) -> tuple[float | str, ...]:
     "Quantiles and Unix seconds as numbers, dates as texts"
     return tuple(float(part) if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", part) else part for part in listed(text))
@@ -126,7 +99,7 @@ def opened_data(
     asked: TrainParameters,
 ) -> Split:
     "The data set a run is trained on, split"
-    events = _events(asked)
+    events = load_dataset(asked.dataset, **_options(asked))
     how = {"cuts": _cuts(asked.cuts)} if asked.cuts else {"n": asked.n} if asked.n is not None else {}
     if "cuts" in how and len(how["cuts"]) != 2:
         raise ValueError(f"parameter cuts={asked.cuts!r} must be two moments, such as 0.8,0.9 or 2015-01-01,2015-07-01")

@@ -253,14 +253,14 @@ def _find(name: str, known: _Known) -> Path:
         raise OSError(error.errno, f"cannot write the download to {here}: {error.strerror}") from None
     return here
 
-# %% ../../nbs/api/data/12_datasets.ipynb #a069c3a2
-def _path(name: str | Path) -> Path:
+# %% ../../nbs/api/data/12_datasets.ipynb #4b7fe0ab
+def _path(name: str | Path, what: str = "data set") -> Path:
     "A path from the current folder or the project's"
     for path in (Path(name).expanduser(), workspace().root / name):
         if path.exists():
             return path.resolve()
-    places = f"no such file or folder in {Path.cwd()} or {workspace().root}"
-    raise FileNotFoundError(f"there is no data set {str(name)!r}: known are {', '.join(KNOWN)}; and {places}")
+    known = f"known are {', '.join(KNOWN)}; and " if what == "data set" else ""
+    raise FileNotFoundError(f"there is no {what} {str(name)!r}: {known}no such file or folder in {Path.cwd()} or {workspace().root}")
 
 # %% ../../nbs/api/data/12_datasets.ipynb #e834d32e
 _VERSION = 2  # of the preparation: raise it when the same files give other events
@@ -319,7 +319,7 @@ def _cached(folder: Path, stamp: str, prepare: Callable[[], Events]) -> Events:
         print(f"going on without a cache: {error}", flush=True)
     return events
 
-# %% ../../nbs/api/data/12_datasets.ipynb #880fc99b
+# %% ../../nbs/api/data/12_datasets.ipynb #3d55a6d6
 OPTIONS = ("user", "item", "time", "rating", "items", "encoding", "header", "duplicates", "repeats", "where", "missing")  # of `read_events`
 
 
@@ -334,7 +334,7 @@ def _asked(options: dict) -> dict:
         raise ValueError(
             f"items is the path of an item table here, not {type(asked['items']).__name__}: give a table itself to read_events"
         )
-    return asked | ({"items": str(_path(asked["items"]))} if "items" in asked else {})
+    return asked | ({"items": str(_path(asked["items"], "item table"))} if "items" in asked else {})
 
 # %% ../../nbs/api/data/12_datasets.ipynb #6aaa5570
 def load_dataset(

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['Part', 'Split', 'split', 'tied_runs', 'shuffle_ties', 'fewer_users', 'withhold_items', 'withheld']
 
-# %% ../../nbs/api/data/13_split.ipynb #073abc3d
+# %% ../../nbs/api/data/13_split.ipynb #c16dbaba
 import datetime
 import math
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import Ragged
+from ..core import Ragged, whole_number
 from .events import Events
 from ..show import Table
 
@@ -203,7 +203,7 @@ def _global_time(events: Events, cuts: tuple) -> Split:
     protocol = {"split": "global_time", "cuts": cuts, "times_unknown": int((events.times == 0).sum())}
     return _split(events, train, valid, test, protocol)
 
-# %% ../../nbs/api/data/13_split.ipynb #179eee2a
+# %% ../../nbs/api/data/13_split.ipynb #fc63a716
 def split(
     events: Events,
     how: str = "leave_one_out",  # or "last_n", "global_time"
@@ -220,9 +220,8 @@ def split(
         return _global_time(events, cuts)
     if how != "last_n":
         raise ValueError(f"there is no split {how!r}: it is 'leave_one_out', 'last_n' or 'global_time'")
-    if not isinstance(n, Integral) or isinstance(n, bool | np.timedelta64) or n < 1:
-        raise ValueError(f"n={n!r}: last_n takes 1, 2, ... targets of each user")
-    return _last_n(events, int(n), {"split": "last_n", "n": int(n)})
+    n = whole_number("n", n)
+    return _last_n(events, n, {"split": "last_n", "n": n})
 
 # %% ../../nbs/api/data/13_split.ipynb #68060d86
 def tied_runs(

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['MISSED', 'Ranks', 'target_ranks', 'drop_seen', 'recall', 'ndcg', 'mrr', 'precision', 'average_precision']
 
-# %% ../../nbs/api/metrics/20_ranks.ipynb #8003e7f2
+# %% ../../nbs/api/metrics/20_ranks.ipynb #edfa1bc0
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 import torch
 
-from ..core import Ragged
+from ..core import Ragged, whole_number
 
 # %% ../../nbs/api/metrics/20_ranks.ipynb #c095aa26
 MISSED = 2**62  # items "above" a target that cannot be ranked: further down than any k, and safe to add to
@@ -141,17 +140,15 @@ def drop_seen(
     missed[rows[columns == targets[rows]]] = True
     return Ranks(greater=np.where(missed, MISSED, greater), ties=np.where(missed, 0, ties))
 
-# %% ../../nbs/api/metrics/20_ranks.ipynb #577240bb
+# %% ../../nbs/api/metrics/20_ranks.ipynb #ad4d48f0
 def _expected(
     ranks: Ranks,
     k: int | None,  # None: the whole list
     gain: Callable,  # of places 1, 2, ...
 ) -> np.ndarray:  # (B,)
     "Mean gain over the places the target may stand at; places beyond k gain nothing"
-    if k is not None and (not isinstance(k, Real) or isinstance(k, bool) or not k >= 1 or k % 1 != 0):  # NaN is no k, nor is infinity
-        raise ValueError(f"k is {k!r}: ask for the first 1, 2, ... items")
     deepest = np.max(ranks.greater + ranks.ties + 1, where=~ranks.missed, initial=1)
-    k = deepest if k is None else min(int(k), deepest)
+    k = deepest if k is None else min(whole_number("k", k), deepest)
     total = np.concatenate([[0.0], np.cumsum(gain(np.arange(1, k + 1)))])  # total[n]: gains of places 1 ... n
     above, last = np.minimum(ranks.greater, k), np.minimum(ranks.greater + ranks.ties + 1, k)
     return (total[last] - total[above]) / (ranks.ties + 1)
