@@ -378,7 +378,7 @@ def test_json_lines_keep_their_types(tmp_path):
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
         (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
         events = read_events(tmp_path / name)
-        assert (list(events.users), list(events.items.index), events.name) == (["007", "7"], ["5", "6"], "log")
+        assert (list(events.users), list(events.items.index), events.name) == (["7", "007"], ["6", "5"], "log")
     (tmp_path / "log.jsonl").write_text('{"user": 1, "item": 2}\n{"user": 1')
     with pytest.raises(ValueError, match="log.jsonl: line 2 cannot be read as JSON"):
         read_events(tmp_path / "log.jsonl")

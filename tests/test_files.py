@@ -372,10 +372,22 @@ def test_order_and_numbers_are_those_of_a_plain_sort():
     plain = frame[frame.rating >= 2].drop_duplicates(["user", "item", "time"])
     while (small := plain.groupby("user").item.transform("size").lt(5) | plain.groupby("item").user.transform("size").lt(5)).any():
         plain = plain[~small]
+    plain = plain.sort_values(["user", "time"], kind="stable")
     assert list(events.users) == [str(user) for user in plain.user.unique()]
-    plain = plain.assign(place=pd.factorize(plain.user)[0]).sort_values(["place", "time"], kind="stable")
     assert events.items.index[events.sequences.values].tolist() == plain.item.astype(str).tolist()
     assert events.times.tolist() == plain.time.tolist() and list(events.items.index) == [str(item) for item in plain.item.unique()]
+
+
+def test_rows_in_another_order_are_the_same_events(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"user": rng.integers(0, 300, 900), "item": rng.integers(0, 50, 900), "time": rng.permutation(900)})
+    for index, rows in enumerate((frame, frame.sample(frac=1, random_state=1), frame[::-1])):
+        rows.to_csv(tmp_path / f"{index}.csv", index=False)
+    one, *others = (read(tmp_path / f"{index}.csv") for index in range(3))
+    assert list(one.users) == sorted(one.users, key=int)
+    for other in others:
+        assert other.fingerprint == one.fingerprint and list(other.items.index) == list(one.items.index)
+        assert list(other.users) == list(one.users) and other.sequences == one.sequences and np.array_equal(other.times, one.times)
 
 
 # --- item tables -----------------------------------------------------------------------------------------------------

@@ -274,11 +274,23 @@ def _where(table: RawTable, where: dict) -> np.ndarray:
         raise ValueError(f"where={where}: no row of {table.name} has all of these values")
     return keep
 
-# %% ../../nbs/api/data/11_events.ipynb #3ff21b1f
+# %% ../../nbs/api/data/11_events.ipynb #f851eeba
+def _users_in_order(user: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Codes of users (N,), -1 for none, numbered anew in the order of their ids, and the ids"
+    order = np.lexsort((users, [len(id) for id in users]))
+    if (order[1:] > order[:-1]).all():
+        return user, users
+    new = np.full(len(users) + 1, -1, user.dtype)  # the last is what -1 becomes
+    new[order] = np.arange(len(users))
+    return new[user], users[order]
+
+# %% ../../nbs/api/data/11_events.ipynb #06fcad16
 def _numbered(table: RawTable, columns: dict, how: Filters = Filters()) -> tuple[_Log, np.ndarray, np.ndarray]:
     "The interactions as numbers in the order of the file, and the raw ids that codes of users and items stand for"
     drop = how.missing == "drop"
     user, users = table.ids(columns["user"], "user", drop)
+    if not table.numbered:
+        user, users = _users_in_order(user, users)
     item, items = table.ids(columns["item"], "item", drop)
     key, seconds = (None, None) if columns["time"] is None else table.times(columns["time"], columns.get("within"))
     rating = None if how.min_rating is None else table.ratings(columns["rating"])
@@ -417,14 +429,7 @@ def _filters(given: dict) -> Filters:
         raise TypeError(f"read_events has no argument {unknown[0]!r}; filters are {', '.join(names)}")
     return Filters(**given)
 
-# %% ../../nbs/api/data/11_events.ipynb #364c3f27
-def _renumbered(log: _Log, order: np.ndarray, users: np.ndarray, by_time: bool) -> tuple[_Log, np.ndarray, np.ndarray]:
-    "Where rows were dropped: users numbered by first appearance, the order by these numbers, and the raw ids"
-    user, seen = _by_appearance(log.user, len(users))
-    log = replace(log, user=user)
-    return log, order if (np.diff(seen) > 0).all() else log.order(by_time), users[seen]
-
-
+# %% ../../nbs/api/data/11_events.ipynb #9177701c
 def _prepared(table: RawTable, asked: dict, how: Filters = Filters(), given: bool = False) -> Events:
     "Events of a raw table: choose columns, read ids and times, filter, sort, number"
     columns = _roles(list(table.head()), asked, table.name)
@@ -440,8 +445,6 @@ def _prepared(table: RawTable, asked: dict, how: Filters = Filters(), given: boo
     doubts = doubtful_ids(users, "user"), doubtful_ids(ids, "item"), table.unused_times(columns) if "time" not in asked else ""
     missing, by_time = read - len(log), columns["time"] is not None and not table.ordered
     log, order, dropped = _filtered(log, how, by_time)
-    if len(log) < read:
-        log, order, users = _renumbered(log, order, users, by_time)
     provenance = _provenance(table, columns, rows, by_time) | dropped
     if how.where:
         provenance |= {"where": how.where, "rows_elsewhere": spread - read}

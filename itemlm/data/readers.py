@@ -34,7 +34,7 @@ def _rows(mask: np.ndarray, unit: str, first: int) -> str:
     more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
     return f"{unit} {', '.join(str(row + first) for row in rows[:5])}{more}"
 
-# %% ../../nbs/api/data/10_readers.ipynb #77db79f7
+# %% ../../nbs/api/data/10_readers.ipynb #68010f2c
 @dataclass(frozen=True, kw_only=True)
 class RawTable:
     "Interactions as they were found"
@@ -45,6 +45,7 @@ class RawTable:
     first: int = 0  # the number of the first row in messages
     items: pd.DataFrame | None = None  # the item table, by raw id
     ordered: bool = False  # the rows stand in the order of the sequences, whatever the times
+    numbered: bool = False  # papers number the users of this file by first appearance
     sample: pd.DataFrame | None = None  # the first rows, with the columns that were not read; None: all were
     places: np.ndarray | None = None  # (N,) the row in the file of each row, where lists were spread
     notes: tuple[str, ...] = ()  # what to say aloud of the reading
@@ -533,7 +534,7 @@ def _read_meta(path: Path, wanted: set) -> pd.DataFrame:
             rows.append((asin[1], title, "; ".join(filter(None, attributes))))
     return _catalogue(pd.DataFrame(rows, columns=["item", "title", "attributes"]), "item")
 
-# %% ../../nbs/api/data/10_readers.ipynb #f921d6dc
+# %% ../../nbs/api/data/10_readers.ipynb #1605e6fa
 _REVIEW = ("reviewerID", "asin", "overall", "unixReviewTime")
 
 
@@ -547,7 +548,7 @@ def _read_reviews(folder: Path) -> RawTable:
         items = _read_meta(meta, set(frame["asin"])) if meta else None
     except (*DAMAGED, ValueError, SyntaxError, KeyError) as error:
         raise ValueError(f"{folder} holds damaged Amazon files ({error!r}): delete them to have them fetched again") from None
-    return RawTable(frame=frame, name=folder.name, unit="line", first=1, items=items)
+    return RawTable(frame=frame, name=folder.name, unit="line", first=1, items=items, numbered=True)
 
 # %% ../../nbs/api/data/10_readers.ipynb #94e58d59
 def _natural(path: Path) -> list:
