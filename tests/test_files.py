@@ -76,9 +76,10 @@ def test_zip_holds_one_table(tmp_path):
         read(tmp_path / "log.zip")
 
 
-@pytest.mark.parametrize(
-    "name", ["X.PARQUET", "df.parquet.gzip", "part-0.snappy.parquet", "log.pq", "x.feather", "x.arrow", "x.parquet.gz"]
-)
+COLUMNAR = ["X.PARQUET", "df.parquet.gzip", "part-0.snappy.parquet", "log.pq", "x.feather", "x.arrow", "x.parquet.gz"]
+
+
+@pytest.mark.parametrize("name", COLUMNAR)
 def test_columnar(tmp_path, name):
     write = LOG.to_feather if name in ("x.feather", "x.arrow") else LOG.to_parquet
     write(tmp_path / name)
@@ -109,7 +110,10 @@ def test_only_needed_columns_are_read(tmp_path):
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32"])
+ENCODINGS = ["utf-16", "utf-8-sig", "utf-32"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_marked_encodings(tmp_path, encoding):
     (tmp_path / "log.csv").write_bytes(TEXT.replace(",", "\t").encode(encoding))
     assert read(tmp_path / "log.csv").fingerprint == read(LOG).fingerprint
@@ -155,7 +159,10 @@ def test_blanks_after_separators(tmp_path):
     assert items_of(read(tmp_path / "log.csv")) == [["i2", "i1"]]
 
 
-@pytest.mark.parametrize("layout", ["lines", "list", "literals", "pandas"])
+JSON = ["lines", "list", "literals", "pandas"]
+
+
+@pytest.mark.parametrize("layout", JSON)
 def test_json(tmp_path, layout):
     rows = LOG.to_dict("records")
     texts = {
