@@ -34,7 +34,7 @@ def _rows(mask: np.ndarray, unit: str, first: int) -> str:
     more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
     return f"{unit} {', '.join(str(row + first) for row in rows[:5])}{more}"
 
-# %% ../../nbs/api/data/10_readers.ipynb #68010f2c
+# %% ../../nbs/api/data/10_readers.ipynb #8bebb60c
 @dataclass(frozen=True, kw_only=True)
 class RawTable:
     "Interactions as they were found"
@@ -50,21 +50,15 @@ class RawTable:
     places: np.ndarray | None = None  # (N,) the row in the file of each row, where lists were spread
     notes: tuple[str, ...] = ()  # what to say aloud of the reading
 
-    def where(
-        self,
-        mask: np.ndarray,  # (N,) the rows to point at
-    ) -> str:
-        "The first few rows of a mask, as a reader of the file counts them"
+    def where(self, mask: np.ndarray) -> str:
+        "The first few rows of a mask (N,), as a reader of the file counts them"
         if self.places is not None:
             places = np.unique(self.places[np.asarray(mask)])
             mask = np.isin(np.arange(places.max(initial=0) + 1), places)
         return _rows(mask, self.unit, self.first)
 
-    def only(
-        self,
-        mask: np.ndarray,  # (N,) the rows to keep
-    ) -> "RawTable":
-        "Some of the rows, which keep their places in messages"
+    def only(self, mask: np.ndarray) -> "RawTable":
+        "The rows of a mask (N,), which keep their places in messages"
         places = np.arange(len(self.frame)) if self.places is None else self.places
         return replace(self, frame=self.frame[mask], places=places[mask])
 

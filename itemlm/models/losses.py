@@ -8,7 +8,7 @@ __all__ = ['SAFE_SCORE', 'IGNORE', 'LOSSES', 'ChunkedCrossEntropy', 'chunk_of', 
            'SampledSoftmax', 'BinaryCrossEntropy', 'ScalableCrossEntropy', 'full_softmax', 'sampled_softmax', 'bce',
            'gbce', 'sce', 'described']
 
-# %% ../../nbs/api/models/32_losses.ipynb #ee200e55
+# %% ../../nbs/api/models/32_losses.ipynb #6ee1d12f
 import hashlib
 import math
 from collections.abc import Callable
@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ..core import number_between, whole_number
 
 # %% ../../nbs/api/models/32_losses.ipynb #d5fcc1a1
 SAFE_SCORE = 60  # e^60 times a billion items is still a float32, and so is one over it
@@ -163,12 +165,16 @@ def scalable_cross_entropy(
     hardest = losses.new_zeros(len(hidden)).scatter_reduce(0, rows.flatten(), losses.flatten(), "amax")  # each state once
     return hardest.sum() / max(1, len(rows.unique()))
 
-# %% ../../nbs/api/models/32_losses.ipynb #d3ad3c06
+# %% ../../nbs/api/models/32_losses.ipynb #848462ea
 @dataclass(frozen=True)
 class FullSoftmax:
     "Cross-entropy over the whole catalogue"
 
     chunk: int | None = None  # targets scored at a time; None = what fits the cache
+
+    def __post_init__(self):
+        if self.chunk is not None:
+            whole_number("chunk", self.chunk)
 
     def __call__(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         return linear_cross_entropy(hidden, table, targets, self.chunk)
@@ -180,10 +186,13 @@ class SampledSoftmax:
 
     negatives: int = 256  # sampled for each target
 
+    def __post_init__(self):
+        whole_number("negatives", self.negatives)
+
     def __call__(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         return sampled_cross_entropy(hidden, table, targets, sample_negatives(targets, len(table), self.negatives))
 
-
+# %% ../../nbs/api/models/32_losses.ipynb #8adac924
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
     "Target up, sampled items down, with gBCE's calibration"
@@ -191,16 +200,25 @@ class BinaryCrossEntropy:
     t: float = 0.0  # 0 = plain BCE, 1 = no overconfidence left (arXiv 2308.07192)
     negatives: int = 1  # sampled for each target
 
+    def __post_init__(self):
+        whole_number("negatives", self.negatives)
+        if not 0 <= number_between("t", self.t) <= 1:
+            raise ValueError(f"t={self.t!r} must be from 0, plain BCE, to 1, no overconfidence left")
+
     def __call__(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         return binary_cross_entropy(hidden, table, targets, sample_negatives(targets, len(table), self.negatives), self.t)
 
-# %% ../../nbs/api/models/32_losses.ipynb #a72ce2f3
+# %% ../../nbs/api/models/32_losses.ipynb #5dc2309f
 @dataclass(frozen=True)
 class ScalableCrossEntropy:
     "Cross-entropy against the hard items of random directions, drawn anew for each batch"
 
     buckets: float = 2.0  # directions, times the square root of the targets in the batch
     items: int = 256  # hard items of each direction
+
+    def __post_init__(self):
+        number_between("buckets", self.buckets, low_too=False)
+        whole_number("items", self.items)
 
     def __call__(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         count = max(1, round(self.buckets * math.sqrt(len(targets))))
