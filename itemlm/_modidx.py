@@ -193,6 +193,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'itemlm.data.files._objects': ('api/data/files.html#_objects', 'itemlm/data/files.py'),
                                    'itemlm.data.files._one_character': ('api/data/files.html#_one_character', 'itemlm/data/files.py'),
                                    'itemlm.data.files._parquet': ('api/data/files.html#_parquet', 'itemlm/data/files.py'),
+                                   'itemlm.data.files._parsed': ('api/data/files.html#_parsed', 'itemlm/data/files.py'),
                                    'itemlm.data.files._ranges': ('api/data/files.html#_ranges', 'itemlm/data/files.py'),
                                    'itemlm.data.files._row': ('api/data/files.html#_row', 'itemlm/data/files.py'),
                                    'itemlm.data.files._separator': ('api/data/files.html#_separator', 'itemlm/data/files.py'),

@@ -338,11 +338,22 @@ def read_delimited(
         ) from None
     return FileTable(frame=frame, sample=sample, unit="line", first=1 + layout.header, form=layout.form)
 
-# %% ../../nbs/api/data/08_files.ipynb #b17da571
+# %% ../../nbs/api/data/08_files.ipynb #c8589ffc
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters: what is left of an emoji that was cut in two
+
+
+def _parsed(text: str) -> object:
+    "A JSON text; half a character, which no table can hold, stays the escape that it is written as"
+    value = json.loads(text)
+    if not re.search(r"\\u[dD]", text):
+        return value
+    return json.loads(_HALVES.sub(lambda half: f"\\\\u{ord(half[0]):04x}", json.dumps(value, ensure_ascii=False)))
+
+# %% ../../nbs/api/data/08_files.ipynb #9d38eaac
 def _object(line: str) -> object:
     "A line of JSON, or of a Python literal"
     try:
-        return json.loads(line)
+        return _parsed(line)
     except ValueError:
         if "'" not in line:
             raise
@@ -361,7 +372,7 @@ def _objects(path: Path, encoding: str | None) -> Iterator[object]:
         try:
             start = text.readline()
             if start.lstrip().startswith("["):
-                yield from json.loads(start + text.read())
+                yield from _parsed(start + text.read())
                 return
             for number, line in enumerate(chain([start], text), 1):
                 if line.strip():
