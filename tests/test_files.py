@@ -348,6 +348,16 @@ def test_ids_that_are_no_text(tmp_path):
             read(pd.DataFrame({"user": 1, "item": pd.Series(ids, dtype=None if ids[0] == 1e17 else object)}))
 
 
+def test_half_a_character(tmp_path):
+    rows = [{"user": user, "item": item, "title": item} for user in ("a", "cut \ud83d") for item in ("x", "\ude00 y")]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    events = read(tmp_path / "log.jsonl")
+    assert list(events.users) == ["a", "cut \\ud83d"] and list(events.items.index) == ["x", "\\ude00 y"]
+    frame = pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=object) for name in ("user", "item")})
+    with pytest.raises(ValueError, match="user ids may not hold .*half a character.*row 2, 3"):
+        read(frame)
+
+
 def test_whole_numbers_with_gaps_stay_exact(tmp_path):
     big = 2**60 + 1
     pd.DataFrame({"user": pd.array([big, None], "Int64"), "item": ["a", "b"]}).to_parquet(tmp_path / "log.parquet")

@@ -214,8 +214,9 @@ def _factorize(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     again, ids = pd.factorize(np.array([id_text(value) for value in values], dtype=object))  # 7 and "7" are one
     return (np.append(again, -1).astype(np.int32)[codes] if len(again) else codes), ids
 
-# %% ../../nbs/api/data/10_readers.ipynb #97d67eaa
+# %% ../../nbs/api/data/10_readers.ipynb #9d3a2d10
 _MISSING = ("", "nan", "null", "none", "<na>", "\\n", "nat")  # what stands for no id, in any case
+_FORBIDDEN = re.compile("[\x1e\x1f\ud800-\udfff]")  # two that separate ids in files of ours, and what no file can hold
 _DOUBTFUL = ("na", "n/a", "#n/a", "nil", "undefined", "unknown", "anonymous", "-", "?")  # perhaps no id
 
 
@@ -233,7 +234,7 @@ def doubtful_ids(
     found = ids[_spelled(ids, _DOUBTFUL)]
     return f"there is a {role} called {', '.join(map(repr, map(str, found)))}: is it one?" if len(found) else ""
 
-# %% ../../nbs/api/data/10_readers.ipynb #a75ff486
+# %% ../../nbs/api/data/10_readers.ipynb #81b6df90
 @patch
 def ids(
     self: RawTable,
@@ -252,10 +253,10 @@ def ids(
         spelled = ", ".join(["empty or NaN", *(repr(str(id)) for id in ids[none] if id.strip().lower() != "nan" and id.strip())])
         problem = f"{missing.sum():,} interactions have no {role} id ({spelled}): {self.where(missing)}"
         raise ValueError(f"{problem}. Drop these rows (missing='drop') or give them an id")
-    together = " ".join(ids)
-    if "\x1e" in together or "\x1f" in together:
-        reserved = np.array(["\x1e" in id or "\x1f" in id for id in ids], bool)
-        raise ValueError(f"{role} ids may not hold the control characters \\x1e and \\x1f: {self.where(reserved[codes] & (codes >= 0))}")
+    if _FORBIDDEN.search(" ".join(ids)):
+        reserved = np.array([_FORBIDDEN.search(id) is not None for id in ids], bool)
+        what = "the control characters \\x1e and \\x1f, or half a character (a lone surrogate)"
+        raise ValueError(f"{role} ids may not hold {what}: {self.where(reserved[codes] & (codes >= 0))}")
     return (np.where(missing, -1, codes) if missing.any() else codes), ids
 
 # %% ../../nbs/api/data/10_readers.ipynb #18f49c08
@@ -307,7 +308,7 @@ def ratings(
         raise ValueError(f"{bad.sum():,} ratings in column {column} are not numbers: {self.where(bad)}")
     return ratings
 
-# %% ../../nbs/api/data/10_readers.ipynb #c3fb3435
+# %% ../../nbs/api/data/10_readers.ipynb #3e33875e
 _TITLES = "title name movie_title item_name product_title product_name prod_name app_name book_title track_name".split()
 
 
@@ -333,7 +334,7 @@ def savable(
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             kinds = pd.Series([type(value).__name__ for value in column.dropna()]).value_counts()
             mixed = " and ".join(f"{kind} ({count:,})" for kind, count in kinds.items())
-            problem = f"column {name!r} of {what} holds {mixed}, which no file can keep ({error.args[0]})"
+            problem = f"column {name!r} of {what} holds {mixed}, which no file can keep ({error if isinstance(error, UnicodeError) else error.args[0]})"
             raise ValueError(f"{problem}. Make it one type, or leave the column out") from None
     return table
 
