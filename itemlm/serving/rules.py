@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Rules', 'rules_of', 'condition', 'Choice', 'read_choice', 'BoundRules', 'take_limited', 'seen_since']
 
-# %% ../../nbs/api/serving/54_rules.ipynb #7b06e09d
+# %% ../../nbs/api/serving/54_rules.ipynb #07a1ee7d
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -22,22 +22,22 @@ from ..core import Ragged, memory_budget, whole_number
 from ..metrics.lists import item_attributes
 from .topk import top_lists, top_unmasked
 
-# %% ../../nbs/api/serving/54_rules.ipynb #4a6d952e
+# %% ../../nbs/api/serving/54_rules.ipynb #b2b49b3a
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rules:
     "What may stand in a list; each rule is also an argument of what recommends"
 
     allowed: object = None  # only these: raw ids, a condition on the item table, or one list of raw ids a user
     blocked: object = None  # none of these, said in the same ways; an item that is allowed and blocked is blocked
-    at_most: Mapping[str, int] = field(default_factory=dict)  # items of a list that share a value of a column: {"brand": 2}
+    at_most: Mapping[str, int] | None = None  # items of a list that share a value of a column: {"brand": 2}
 
     def __post_init__(self):
         for name in ("allowed", "blocked"):
             if isinstance(given := getattr(self, name), Iterator):  # it could be read only once
                 object.__setattr__(self, name, list(given))
-        if not isinstance(self.at_most, Mapping):
+        if not isinstance(self.at_most or {}, Mapping):
             raise ValueError(f"at_most={self.at_most!r} must say how many for which column: write at_most={{'brand': 2}}")
-        for column, most in self.at_most.items():
+        for column, most in (self.at_most or {}).items():
             whole_number(f"at_most[{column!r}]", most)
 
 
@@ -89,7 +89,7 @@ def condition(name: str, given: str | Callable | pd.Series | np.ndarray, items: 
             raise ValueError(f'{name}: the text gives no answer for each item, such as "price < 20" does: {advice}')
     return _answers(name, given(items) if callable(given) else given, items)
 
-# %% ../../nbs/api/serving/54_rules.ipynb #b1b78755
+# %% ../../nbs/api/serving/54_rules.ipynb #386cc71b
 def _columns(
     name: str,
     ids: Iterable[str],  # raw ids
@@ -102,7 +102,7 @@ def _columns(
     found = items.index.get_indexer(pd.Index(ids, dtype=object)).astype(np.int64)
     if len(unknown := pd.unique(ids[found < 0])):
         some, count = ", ".join(map(repr, unknown[:3])), f"{(found < 0).sum():,} of {len(ids):,}"
-        warnings.warn(f"{name}: {count} items are not known to the model and left out: {some}", stacklevel=7)
+        warnings.warn(f"{name}: {count} items are not known to the model and left out: {some}", stacklevel=6)
     return found
 
 
@@ -118,9 +118,14 @@ class Choice:
         "The choice for some of the rows"
         return self if self.lists is None else replace(self, lists=self.lists.take(rows), asked=self.asked[rows])
 
-# %% ../../nbs/api/serving/54_rules.ipynb #38f8ffc6
-def _row_lists(name: str, given: Mapping | list, items: pd.DataFrame, users: np.ndarray | None, n_rows: int) -> Choice:
-    "One list of raw ids a row"
+# %% ../../nbs/api/serving/54_rules.ipynb #381fb6ab
+def _row_lists(
+    name: str,  # of the rule, for errors
+    given: Mapping | list,
+    users: np.ndarray | None,
+    n_rows: int,
+) -> tuple[Ragged, np.ndarray]:  # raw ids, a row each; (B,) bool: rows that have a list
+    "Each row's own list"
     asked = np.ones(n_rows, bool)
     if isinstance(given, Mapping):
         if users is None:
@@ -133,23 +138,21 @@ def _row_lists(name: str, given: Mapping | list, items: pd.DataFrame, users: np.
         raise ValueError(f"{name} holds {len(given):,} lists for {n_rows:,} users: give one list of raw ids each")
     if (wrong := next((row for row in given if isinstance(row, str) or not isinstance(row, Iterable)), "")) != "":
         raise ValueError(f"{name}: each user has a list of raw ids, but one has {wrong!r}: write [{str(wrong)!r}]")
-    rows = Ragged.from_lists([list(row) for row in given], dtype=object)
-    return Choice(lists=Ragged(_columns(name, rows.values, items), rows.offsets), asked=asked)
+    return Ragged.from_lists([list(row) for row in given], dtype=object), asked
 
 
 def read_choice(name: str, given: object, items: pd.DataFrame, users: np.ndarray | None, n_rows: int) -> Choice:
     "What `allowed` or `blocked` says, in columns"
     if given is None:
         return Choice()
-    if isinstance(given, Mapping):
-        return _row_lists(name, given, items, users, n_rows)
     if not isinstance(given, str | Iterable) and not callable(given):
         raise ValueError(f"{name}={given!r} must be raw ids, a condition on the item table, or one list of raw ids a user")
     if isinstance(given, str) or callable(given) or pd.api.types.is_bool_dtype(getattr(given, "dtype", None)):
         return Choice(everybody=condition(name, given, items))
-    given = list(given)
-    if given and all(isinstance(row, Iterable) and not isinstance(row, str) for row in given):
-        return _row_lists(name, given, items, users, n_rows)
+    given = given if isinstance(given, Mapping) else list(given)
+    if isinstance(given, Mapping) or given and all(isinstance(row, Iterable) and not isinstance(row, str) for row in given):
+        rows, asked = _row_lists(name, given, users, n_rows)
+        return Choice(lists=Ragged(_columns(name, rows.values, items), rows.offsets), asked=asked)
     chosen, columns = np.zeros(len(items), bool), _columns(name, given, items)
     chosen[columns[columns >= 0]] = True
     return Choice(everybody=chosen)
@@ -191,7 +194,7 @@ def _limits(at_most: Mapping[str, int], items: pd.DataFrame) -> tuple[np.ndarray
         padded.append(codes)
     return np.concatenate(padded, 1), most
 
-# %% ../../nbs/api/serving/54_rules.ipynb #e0a2adeb
+# %% ../../nbs/api/serving/54_rules.ipynb #9624a616
 def _as_places(choice: Choice, place: np.ndarray) -> Choice:
     "Lists of columns as places among the columns that are left"
     return choice if choice.lists is None else replace(choice, lists=replace(choice.lists, values=place[choice.lists.values]))
@@ -214,7 +217,7 @@ def bind(
         raise ValueError(f"blocked={str(self.blocked)[:100]} leaves no item: nobody could get anything")
     columns, place = np.flatnonzero(left), np.full(len(items) + 1, -1)
     place[columns] = np.arange(len(columns))
-    codes, most = _limits(self.at_most, items)
+    codes, most = _limits(self.at_most or {}, items)
     lists = {"allowed": _as_places(allowed, place), "blocked": _as_places(blocked, place)}
     return BoundRules(columns=columns, place=place, codes=None if codes is None else codes[columns], most=most, **lists)
 
