@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SEEN', 'SEEN_RULES', 'Recommender', 'known_items', 'PartRanks', 'vocabulary_hash', 'model_hash', 'write_run', 'load']
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #bc24e478
+# %% ../../nbs/api/serving/55_recommender.ipynb #d5f8cb0a
+import errno
 import hashlib
 import json
 import warnings
@@ -328,7 +329,7 @@ def recommend(
     bound = rules.bind(self.items, names, len(rows))
     return self._table(*self._search(self.histories.take(rows), k, seen, bound, times=self._times_of(rows)), names)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #dad913c8
+# %% ../../nbs/api/serving/55_recommender.ipynb #18758e3f
 def _check_target(path: Path, overwrite: bool) -> Path:
     "Refuse a file that is there, and remove what dead writers of it left"
     if path.is_dir() or (path.exists() and not overwrite):
@@ -341,6 +342,7 @@ def _check_target(path: Path, overwrite: bool) -> Path:
     return path
 
 
+_GROUP = 2048  # users of a row group, fewer where lists are long
 _LISTS = pa.schema([("user", pa.string()), ("rank", pa.int32()), ("item", pa.string()), ("score", pa.float32())])
 
 
@@ -350,7 +352,7 @@ def _list_table(columns: np.ndarray, values: np.ndarray, users: pa.Array, items:
     found = [users.take(pa.array(rows)), pa.array(ranks + 1, pa.int32()), items.take(pa.array(columns[rows, ranks])), values[rows, ranks]]
     return pa.table(found, schema=_LISTS)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #24bd54af
+# %% ../../nbs/api/serving/55_recommender.ipynb #e445fde1
 @patch
 @delegates(Rules)
 def recommend_all(
@@ -373,15 +375,17 @@ def recommend_all(
     rows = np.arange(len(self.users)) if users is None else self._rows_of(users)
     names = self.users[rows]
     bound, items = rules_of(rules, kwargs).bind(self.items, names, len(rows)), pa.array(self.tokenizer.items, pa.string())
+    step = max(1, min(_GROUP, 2**20 // k))
     bar = tqdm(total=len(rows), unit=" users", mininterval=0.5, desc=path.name, disable=not verbose)
     with bar, self.model.cached_item_table(), atomic_write(path) as part:
         with pq.ParquetWriter(part, _LISTS) as writer:
-            for some in np.split(np.arange(len(rows)), range(step := max(1, min(2048, 2**20 // k)), len(rows), step)):
+            for some in np.split(np.arange(len(rows)), range(step, len(rows), step)):
                 own = rows[some]
                 found = self._search(self.histories.take(own), k, seen, bound.take(some), times=self._times_of(own))
                 writer.write_table(_list_table(*found, pa.array(names[some], pa.string()), items))
                 bar.update(len(some))
-        _check_target(path, overwrite)  # nobody has written it meanwhile
+        if path.exists() and not overwrite:
+            raise FileExistsError(errno.EEXIST, "somebody else wrote it meanwhile")
     return path
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #5d02f824
