@@ -222,7 +222,7 @@ def _left_out(
         return _since(had, seen, times, int(self.times.max(initial=0)))
     return self.in_window(had) if seen == "window" else had if seen == "drop" else had.head(0)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #3208f876
+# %% ../../nbs/api/serving/55_recommender.ipynb #6873b588
 @patch
 def _search(
     self: Recommender,
@@ -240,7 +240,7 @@ def _search(
         columns[rows], values[rows] = bound.lists(scores, k, out.take(rows), rows)
     return columns, values
 
-
+# %% ../../nbs/api/serving/55_recommender.ipynb #8482b81e
 @patch
 @delegates(Rules)
 def topk(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rules', 'rules_of', 'condition', 'Choice', 'read_choice', 'BoundRules', 'take_limited', 'seen_since']
 
-# %% ../../nbs/api/serving/54_rules.ipynb #07a1ee7d
+# %% ../../nbs/api/serving/54_rules.ipynb #a5ac4424
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +21,7 @@ from torch import Tensor
 from ..core import Ragged, memory_budget, whole_number
 from ..metrics.lists import item_attributes
 from .topk import top_lists, top_unmasked
+from ..show import cut_text
 
 # %% ../../nbs/api/serving/54_rules.ipynb #b2b49b3a
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,7 +119,7 @@ class Choice:
         "The choice for some of the rows"
         return self if self.lists is None else replace(self, lists=self.lists.take(rows), asked=self.asked[rows])
 
-# %% ../../nbs/api/serving/54_rules.ipynb #381fb6ab
+# %% ../../nbs/api/serving/54_rules.ipynb #8c1b8475
 def _row_lists(
     name: str,  # of the rule, for errors
     given: Mapping | list,
@@ -140,6 +141,13 @@ def _row_lists(
         raise ValueError(f"{name}: each user has a list of raw ids, but one has {wrong!r}: write [{str(wrong)!r}]")
     return Ragged.from_lists([list(row) for row in given], dtype=object), asked
 
+# %% ../../nbs/api/serving/54_rules.ipynb #bdf5c8db
+def _is_condition(given: object) -> bool:
+    "Is it a condition on the item table, or its answers?"
+    if isinstance(given, pd.Series | np.ndarray) and given.ndim == 1 and len(given):
+        return pd.api.types.infer_dtype(given, skipna=True) == "boolean"
+    return isinstance(given, str) or callable(given)
+
 
 def read_choice(name: str, given: object, items: pd.DataFrame, users: np.ndarray | None, n_rows: int) -> Choice:
     "What `allowed` or `blocked` says, in columns"
@@ -147,7 +155,7 @@ def read_choice(name: str, given: object, items: pd.DataFrame, users: np.ndarray
         return Choice()
     if not isinstance(given, str | Iterable) and not callable(given):
         raise ValueError(f"{name}={given!r} must be raw ids, a condition on the item table, or one list of raw ids a user")
-    if isinstance(given, str) or callable(given) or pd.api.types.is_bool_dtype(getattr(given, "dtype", None)):
+    if _is_condition(given):
         return Choice(everybody=condition(name, given, items))
     given = given if isinstance(given, Mapping) else list(given)
     if isinstance(given, Mapping) or given and all(isinstance(row, Iterable) and not isinstance(row, str) for row in given):
@@ -194,10 +202,15 @@ def _limits(at_most: Mapping[str, int], items: pd.DataFrame) -> tuple[np.ndarray
         padded.append(codes)
     return np.concatenate(padded, 1), most
 
-# %% ../../nbs/api/serving/54_rules.ipynb #9624a616
+# %% ../../nbs/api/serving/54_rules.ipynb #d85c4019
 def _as_places(choice: Choice, place: np.ndarray) -> Choice:
     "Lists of columns as places among the columns that are left"
     return choice if choice.lists is None else replace(choice, lists=replace(choice.lists, values=place[choice.lists.values]))
+
+
+def _short(given: object) -> str:
+    "What was given, in a line"
+    return cut_text(" ".join(str(given).split()), 80)
 
 
 @patch
@@ -211,10 +224,10 @@ def bind(
     allowed, blocked = (read_choice(name, getattr(self, name), items, users, n_rows) for name in ("allowed", "blocked"))
     left = np.ones(len(items), bool) if allowed.everybody is None else allowed.everybody
     if not left.any():
-        raise ValueError(f"allowed={str(self.allowed)[:100]} holds none of the {len(items):,} items: nobody could get anything")
+        raise ValueError(f"allowed={_short(self.allowed)} holds none of the {len(items):,} items: nobody could get anything")
     left = left if blocked.everybody is None else left & ~blocked.everybody
     if not left.any():
-        raise ValueError(f"blocked={str(self.blocked)[:100]} leaves no item: nobody could get anything")
+        raise ValueError(f"blocked={_short(self.blocked)} leaves no item: nobody could get anything")
     columns, place = np.flatnonzero(left), np.full(len(items) + 1, -1)
     place[columns] = np.arange(len(columns))
     codes, most = _limits(self.at_most or {}, items)
