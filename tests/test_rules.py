@@ -139,6 +139,8 @@ WRONG = {
     "a limit of nothing": (dict(at_most={"genres": 0}), "at_most.*must be a whole number of at least 1"),
     "a limit of no column": (dict(at_most={"brand": 2}), "has no column 'brand'; it has"),
     "a limit without a column": (dict(at_most=2), "write at_most={'brand': 2}"),
+    "a limit of zero without a column": (dict(at_most=0), "write at_most={.brand.: 2}"),
+    "a table as a condition": (dict(allowed=lambda items: items), "gives true or false for each of 50 items"),
     "rules that are none": (dict(rules={"allowed": ["i1"]}), "is no Rules"),
     "an unknown time": (dict(seen="30 days"), "needs to know when"),
     "an unknown rule of seen": (dict(seen="30 moons"), "is not one of drop, keep, window"),

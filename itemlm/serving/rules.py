@@ -23,7 +23,7 @@ from ..metrics.lists import item_attributes
 from .topk import top_lists, top_unmasked
 from ..show import cut_text
 
-# %% ../../nbs/api/serving/54_rules.ipynb #b2b49b3a
+# %% ../../nbs/api/serving/54_rules.ipynb #ee8a3412
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rules:
     "What may stand in a list; each rule is also an argument of what recommends"
@@ -36,7 +36,7 @@ class Rules:
         for name in ("allowed", "blocked"):
             if isinstance(given := getattr(self, name), Iterator):  # it could be read only once
                 object.__setattr__(self, name, list(given))
-        if not isinstance(self.at_most or {}, Mapping):
+        if self.at_most is not None and not isinstance(self.at_most, Mapping):
             raise ValueError(f"at_most={self.at_most!r} must say how many for which column: write at_most={{'brand': 2}}")
         for column, most in (self.at_most or {}).items():
             whole_number(f"at_most[{column!r}]", most)
@@ -54,7 +54,7 @@ def rules_of(
         raise ValueError(f"rules={rules!r} is no Rules: write rules=Rules(allowed=..., blocked=..., at_most=...), or give these themselves")
     return replace(rules or Rules(), **given)
 
-# %% ../../nbs/api/serving/54_rules.ipynb #953588eb
+# %% ../../nbs/api/serving/54_rules.ipynb #a83305c5
 def _answers(
     name: str,  # of the rule, for errors
     found: object,  # a Series by raw id, or an array in the item table's order
@@ -69,7 +69,7 @@ def _answers(
                 f"{name}: the answers are for {found.index[0]!r} ..., the item table has {items.index[0]!r} ...: index by raw id"
             )
         found = found.reindex(items.index)
-    found = pd.Series(found)
+    found = pd.Series(found if np.ndim(found) == 1 else [found])
     if len(found) != len(items) or pd.api.types.infer_dtype(found, skipna=True) not in ("boolean", "empty"):
         raise ValueError(f"{name}: a condition gives true or false for each of {len(items):,} items; got {len(found):,} x {found.dtype}")
     return found.eq(True).fillna(False).to_numpy(bool)
