@@ -240,9 +240,9 @@ def _search(
         columns[rows], values[rows] = bound.lists(scores, k, out.take(rows), rows)
     return columns, values
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #8482b81e
+# %% ../../nbs/api/serving/55_recommender.ipynb #61a1812a
 @patch
-@delegates(Rules)
+@delegates(rules_of)
 def topk(
     self: Recommender,
     histories: list[list[str]] | Ragged,  # B histories of raw ids, oldest first; or tokens
@@ -257,7 +257,7 @@ def topk(
     tokens = histories if isinstance(histories, Ragged) else self.encode(histories)
     if k > self.n_items:
         raise ValueError(f"k={k}: the catalogue has {self.n_items:,} items, ask for 1 to {self.n_items:,}")
-    bound = rules_of(rules, kwargs).bind(self.items, n_rows=len(tokens))
+    bound = rules_of(rules, **kwargs).bind(self.items, n_rows=len(tokens))
     columns, values = self._search(tokens, k, seen, bound, batch)
     return np.append(self.tokenizer.items, "")[columns], values  # column -1 is the "" at the end
 
@@ -305,9 +305,9 @@ def _table(self: Recommender, columns: np.ndarray, values: np.ndarray, names: np
     ids = self.tokenizer.items[columns[rows, ranks]]
     return item_frame({"user": names[rows], "rank": ranks + 1, "item": ids, "title": self.titles(ids), "score": values[rows, ranks]})
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #06ad9cd8
+# %% ../../nbs/api/serving/55_recommender.ipynb #1d7e2b71
 @patch
-@delegates(Rules)
+@delegates(rules_of)
 def recommend(
     self: Recommender,
     items: list[str] | None = None,  # a new user's history: raw item ids, oldest first
@@ -321,7 +321,7 @@ def recommend(
     asked = items if users is None else users
     if (items is None) == (users is None) or isinstance(asked, str):
         raise ValueError(f"give a list of raw ids as either items=[...] or users=[...]; got items={items!r}, users={users!r}")
-    k, rules = min(whole_number("k", k), self.n_items), rules_of(rules, kwargs)
+    k, rules = min(whole_number("k", k), self.n_items), rules_of(rules, **kwargs)
     if users is None:
         columns, values = self._search(self.encode([list(items)]), k, seen, rules.bind(self.items))
         return self._table(columns, values, np.array([""])).drop(columns="user")
@@ -352,9 +352,9 @@ def _list_table(columns: np.ndarray, values: np.ndarray, users: pa.Array, items:
     found = [users.take(pa.array(rows)), pa.array(ranks + 1, pa.int32()), items.take(pa.array(columns[rows, ranks])), values[rows, ranks]]
     return pa.table(found, schema=_LISTS)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #e445fde1
+# %% ../../nbs/api/serving/55_recommender.ipynb #117bfab7
 @patch
-@delegates(Rules)
+@delegates(rules_of)
 def recommend_all(
     self: Recommender,
     path: str | Path,  # the Parquet file to write
@@ -374,7 +374,7 @@ def recommend_all(
         )
     rows = np.arange(len(self.users)) if users is None else self._rows_of(users)
     names = self.users[rows]
-    bound, items = rules_of(rules, kwargs).bind(self.items, names, len(rows)), pa.array(self.tokenizer.items, pa.string())
+    bound, items = rules_of(rules, **kwargs).bind(self.items, names, len(rows)), pa.array(self.tokenizer.items, pa.string())
     step = max(1, min(_GROUP, 2**20 // k))
     bar = tqdm(total=len(rows), unit=" users", mininterval=0.5, desc=path.name, disable=not verbose)
     with bar, self.model.cached_item_table(), atomic_write(path) as part:
@@ -411,9 +411,9 @@ def item_vectors(self: Recommender) -> Tensor:  # (V, D) rows of length 1, on th
         raise ValueError(f"{type(self.model).__name__} has no item vectors, so there is no map of it; choose a run of another model")
     return normalize(table.detach().float().cpu(), dim=-1).clone()
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #af41c4c7
+# %% ../../nbs/api/serving/55_recommender.ipynb #d6c00e6a
 @patch
-@delegates(Rules)
+@delegates(rules_of)
 def similar(
     self: Recommender,
     item: str,  # raw id
@@ -430,7 +430,7 @@ def similar(
         raise ValueError(f"{type(self.model).__name__} neither has item vectors nor counts what goes together; choose another model")
     apart = torch.isneginf(cosines).nonzero()[:, 0].tolist()  # nothing is known of these
     out = Ragged.from_lists([[column, *apart]], np.int64)
-    bound = rules_of(rules, kwargs).bind(self.items)
+    bound = rules_of(rules, **kwargs).bind(self.items)
     columns, values = bound.lists(cosines.masked_fill(torch.isneginf(cosines), -1.0)[None], k, out, np.arange(1))
     return self._table(columns, values, np.array([""])).drop(columns="user")
 

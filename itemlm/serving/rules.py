@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Rules', 'rules_of', 'condition', 'Choice', 'read_choice', 'BoundRules', 'take_limited', 'seen_since']
 
-# %% ../../nbs/api/serving/54_rules.ipynb #a5ac4424
+# %% ../../nbs/api/serving/54_rules.ipynb #2df6e067
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..metrics.lists import item_attributes
 from .topk import top_lists, top_unmasked
 from ..show import cut_text
 
-# %% ../../nbs/api/serving/54_rules.ipynb #ee8a3412
+# %% ../../nbs/api/serving/54_rules.ipynb #1c07eaa1
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rules:
     "What may stand in a list; each rule is also an argument of what recommends"
@@ -44,15 +44,20 @@ class Rules:
 
 def rules_of(
     rules: Rules | None,
-    given: dict,  # fields of `Rules` that were given as arguments; they replace those of `rules`
+    *,
+    allowed: object = None,  # only these: raw ids, a condition on the item table, or one list of raw ids a user
+    blocked: object = None,  # none of these, said in the same ways
+    at_most: Mapping[str, int] | None = None,  # items of a list that share a value of a column: {"brand": 2}
+    **other,
 ) -> Rules:
-    "The rules that a call was given"
-    known = [field.name for field in fields(Rules)]
-    if wrong := [name for name in given if name not in known]:
-        raise TypeError(f"there is no argument {wrong[0]!r}; rules are {', '.join(f'{name}=' for name in known)} or rules=Rules(...)")
+    "The rules that a call was given; each argument replaces that of `rules`"
+    if other:
+        known = "allowed=, blocked=, at_most=, or rules=Rules(...)"
+        raise TypeError(f"there is no argument {next(iter(other))!r}; rules are {known}")
     if rules is not None and not isinstance(rules, Rules):
         raise ValueError(f"rules={rules!r} is no Rules: write rules=Rules(allowed=..., blocked=..., at_most=...), or give these themselves")
-    return replace(rules or Rules(), **given)
+    given = {"allowed": allowed, "blocked": blocked, "at_most": at_most}
+    return replace(rules or Rules(), **{name: value for name, value in given.items() if value is not None})
 
 # %% ../../nbs/api/serving/54_rules.ipynb #a83305c5
 def _answers(
