@@ -118,6 +118,9 @@ def test_shapes(rec, model):
     assert scores.shape == (4, rec.n_items) and scores.dtype == torch.float32 and torch.isfinite(scores).all()
     table = model.item_table()
     assert table is None or table.ndim == 2 and len(table) == rec.n_items
+    cosines = model.item_cosines(3)
+    assert cosines is not None or table is None  # who has vectors can say
+    assert cosines is None or cosines.shape == (rec.n_items,) and not cosines.isnan().any() and cosines.max() < 1.0001
     if encodes(model):
         states = model.eval().encode(torch.tensor([[9, 10, 11], [12, PAD, PAD]]))
         assert states.shape == (2, 3, table.shape[1]) and model.queries(HISTORIES).shape == (4, table.shape[1])

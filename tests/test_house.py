@@ -20,7 +20,7 @@ models.layers models.base models.losses models.recipe models.item_lm models.kmea
 models.text.templates models.text.encoders models.text.item_llm models.text.words models.text.rows
 models.text.content_knn models.text.semantic_ids models.text.generative models.text.hf models.presets
 runs.folder runs.ledger
-serving.topk serving.recommender
+serving.topk serving.rules serving.recommender
 training.schedule training.ppmi training.checkpoint training.trainer
 evaluation.report evaluation.compare evaluation.protocols evaluation.cold
 explain

@@ -6,7 +6,7 @@
 __all__ = ['NEAR_MARK', 'PICKED_MARK', 'nearest_items', 'scaled_points', 'pca_points', 'nearest_to_each', 'colourings',
            'item_traces', 'map_figure', 'mark_trace']
 
-# %% ../../nbs/api/explore/80_maps.ipynb #bbe7ba92
+# %% ../../nbs/api/explore/80_maps.ipynb #b8629633
 from collections import Counter
 
 import numpy as np
@@ -14,23 +14,23 @@ import pandas as pd
 import torch
 from torch.nn.functional import pad
 
-from ..core import memory_budget
+from ..core import Ragged, memory_budget
 from ..metrics.lists import attribute_values
 from ..models.kmeans import kmeans
 from ..serving.recommender import Recommender
+from ..serving.topk import top_lists
 from ..show import COLOURS, cut_text, figure, graph_objects, item_names, plot_text
 
-# %% ../../nbs/api/explore/80_maps.ipynb #2eb3ee12
+# %% ../../nbs/api/explore/80_maps.ipynb #6da1dc7a
 def nearest_items(
     vectors: torch.Tensor,  # (V, D) rows of length 1
     column: int,
     k: int = 10,
 ) -> tuple[np.ndarray, np.ndarray]:  # columns (k,) without the item itself, nearest first; cosines (k,)
     "The items with the most similar vectors"
-    cosines = vectors @ vectors[column]
-    cosines[column] = -2
-    best = cosines.topk(min(k, len(vectors) - 1))
-    return best.indices.numpy(), best.values.numpy()
+    itself = Ragged.from_lists([[column]])
+    columns, cosines = top_lists((vectors @ vectors[column])[None], min(k, len(vectors)), itself)["drop"]
+    return columns[columns >= 0], cosines[columns >= 0]
 
 # %% ../../nbs/api/explore/80_maps.ipynb #e2f18dc0
 def scaled_points(places: torch.Tensor) -> np.ndarray:  # (n, 2) -> (n, 2) int16

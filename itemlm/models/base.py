@@ -6,7 +6,7 @@
 __all__ = ['ROW_SCALE', 'ModelConfig', 'pad_right', 'next_item_pairs', 'steps_back', 'SequenceModel', 'row_length', 'class_name',
            'find_class', 'check_savable', 'count_parameters']
 
-# %% ../../nbs/api/models/31_base.ipynb #073b965a
+# %% ../../nbs/api/models/31_base.ipynb #f0ad95dc
 import importlib.util
 import json
 import math
@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from ..core import Ragged
 from ..data.split import Split
@@ -257,6 +258,20 @@ def cached_item_table(self: SequenceModel) -> Iterator[None]:
         yield
     finally:
         self._cached_table = outer
+
+# %% ../../nbs/api/models/31_base.ipynb #a1fbc25c
+@patch
+def item_cosines(
+    self: SequenceModel,
+    column: int,  # of an item
+) -> Tensor | None:  # (V,) on the CPU; -inf = nothing is known of the two; None: it cannot say
+    "How alike an item and each other one are"
+    with self.evaluating():
+        table = self.item_table()
+    if table is None:
+        return None
+    rows = normalize(table.detach().float().cpu(), dim=-1)
+    return rows @ rows[column]
 
 # %% ../../nbs/api/models/31_base.ipynb #ea10da8c
 @patch

@@ -119,6 +119,19 @@ def markov(**changes) -> TrainingConfig:
     "First-order Markov chain with back-off to popularity"
     return TrainingConfig(model=Markov.Config(**changes), init="random")
 
+# %% ../../nbs/api/models/35_counting.ipynb #02b0dd94
+@patch
+def item_cosines(self: Markov, column: int) -> Tensor:  # (V,)
+    "Cosines of what came after an item with what came after each other one; -inf where nothing is the same"
+    offsets, columns, counts = self.offsets.cpu(), self.columns.cpu(), self.counts.cpu().float()
+    rows = torch.repeat_interleave(torch.arange(self.config.n_items), offsets.diff())
+    own, here = torch.zeros(self.config.n_items), slice(offsets[column], offsets[column + 1])
+    own[columns[here]] = counts[here]
+    common, norms = torch.zeros(2, self.config.n_items)
+    common.index_add_(0, rows, counts * own[columns])
+    norms.index_add_(0, rows, counts**2)
+    return torch.where(common > 0, common / (norms * norms[column]).sqrt().clamp(min=1e-9), -torch.inf)
+
 # %% ../../nbs/api/models/35_counting.ipynb #b1861a5d
 class ItemKNN(SequenceModel):
     "The items of a history vote for items that the same people took (Sarwar et al., WWW 2001)"
@@ -172,3 +185,11 @@ def setup(self: ItemKNN, parts: Split, tokenizer: ItemTokenizer) -> None:
         cosine[torch.arange(len(block)), block] = 0  # an item is no neighbour of itself
         best = cosine.topk(self.columns.shape[1])
         self.columns[block], self.cosines[block] = best.indices.to(self.columns.device), best.values.to(self.columns.device)
+
+# %% ../../nbs/api/models/35_counting.ipynb #ce185c14
+@patch
+def item_cosines(self: ItemKNN, column: int) -> Tensor:  # (V,)
+    "Cosines of an item with the neighbours that are kept of it; -inf for others"
+    found, kept = torch.full((self.config.n_items,), -torch.inf), self.cosines[column].cpu() > 0
+    found[self.columns[column].cpu()[kept]] = self.cosines[column].cpu()[kept]
+    return found

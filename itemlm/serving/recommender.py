@@ -5,26 +5,31 @@
 # %% auto #0
 __all__ = ['SEEN', 'SEEN_RULES', 'Recommender', 'known_items', 'PartRanks', 'vocabulary_hash', 'model_hash', 'write_run', 'load']
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #16758ce9
+# %% ../../nbs/api/serving/55_recommender.ipynb #d5f8cb0a
+import errno
 import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from glob import escape
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import Tensor
 from torch.nn.functional import normalize
+from tqdm import tqdm
 
-from ..core import Ragged, content_hash, file_hash, memory_budget, path_of, resolve_device, versions, whole_number
+from ..core import Ragged, atomic_write, content_hash, file_hash, memory_budget, path_of, resolve_device, versions, whole_number
 from ..data.events import words_of
 from ..data.readers import savable, usual_name
 from ..data.split import Part, Split
@@ -32,6 +37,7 @@ from ..data.tokenizer import SEPARATOR, ItemTokenizer, Sequences
 from ..metrics.ranks import Ranks, drop_seen, target_ranks
 from ..models.base import SequenceModel, check_savable, class_name, find_class
 from ..runs.folder import FILES, FORMAT, LOG, REPORT, RESUME, check_file, file_of, known_record, locked, read_record, saving, steady
+from .rules import BoundRules, Rules, rules_of, seen_since
 from .topk import top_lists
 from ..show import facts, item_frame, item_titles
 
@@ -188,32 +194,93 @@ def in_window(
     known = had.values >= 0  # unknown items take no place in the window
     return Ragged(had.values[known], np.append(0, known.cumsum())[had.offsets]).last(self.model.config.max_len)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #b4e6ef50
+# %% ../../nbs/api/serving/55_recommender.ipynb #7846418f
+def _since(
+    had: Ragged,  # columns each user has had
+    seen: object,
+    times: Ragged | None,  # Unix seconds of each, 0 = not known
+    newest: int,  # Unix seconds of the newest event
+) -> Ragged:  # columns
+    "Of the items each user has had, those since a moment, or within a length of time"
+    since = seen_since(seen, newest)
+    if times is None:
+        raise ValueError(f"seen={seen!r} needs to know when; give users=[...] of data with time stamps, or choose drop, keep or window")
+    kept = (times.values >= since) | (times.values == 0)
+    return Ragged(had.values[kept], np.append(0, kept.cumsum())[had.offsets])
+
+
 @patch
+def _left_out(
+    self: Recommender,
+    tokens: Ragged,  # B histories
+    seen: object,
+    times: Ragged | None,
+) -> Ragged:  # columns
+    "What each user has had that stays out of the list"
+    had = Ragged(np.asarray(tokens.values, np.int64) - self.tokenizer.n_special, tokens.offsets)
+    if not isinstance(seen, str) or seen not in SEEN_RULES:
+        return _since(had, seen, times, int(self.times.max(initial=0)))
+    return self.in_window(had) if seen == "window" else had if seen == "drop" else had.head(0)
+
+# %% ../../nbs/api/serving/55_recommender.ipynb #6873b588
+@patch
+def _search(
+    self: Recommender,
+    tokens: Ragged,  # B histories
+    k: int,
+    seen: object,
+    bound: BoundRules,
+    batch: int = 512,
+    times: Ragged | None = None,  # Unix seconds of each item of the histories
+) -> tuple[np.ndarray, np.ndarray]:  # columns (B, k), best first; scores (B, k)
+    "The k best columns for each history; -1 with a score of -inf where there are no more"
+    columns, values = np.empty((len(tokens), k), np.int64), np.empty((len(tokens), k), np.float32)
+    out = self._left_out(tokens, seen, times)
+    for rows, scores, _ in self.batches(tokens, batch):
+        columns[rows], values[rows] = bound.lists(scores, k, out.take(rows), rows)
+    return columns, values
+
+# %% ../../nbs/api/serving/55_recommender.ipynb #61a1812a
+@patch
+@delegates(rules_of)
 def topk(
     self: Recommender,
     histories: list[list[str]] | Ragged,  # B histories of raw ids, oldest first; or tokens
     k: int = 10,
     seen: str = "drop",  # leave out what is in the history; or "keep" it; or leave out its "window", what the model reads
     batch: int = 512,  # users scored at once, fewer where the catalogue is large
+    rules: Rules | None = None,  # what may be shown
+    **kwargs,  # or its fields: allowed, blocked, at_most; lists of one's own are one a history
 ) -> tuple[np.ndarray, np.ndarray]:  # raw ids (B, k), best first; scores (B, k)
-    'The k best items for each history; "" with a score of -inf where the seen filter leaves fewer than k'
+    'The k best items for each history; "" with a score of -inf where rules and seen filter leave fewer than k'
     k, batch = whole_number("k", k), whole_number("batch", batch)
     tokens = histories if isinstance(histories, Ragged) else self.encode(histories)
     if k > self.n_items:
         raise ValueError(f"k={k}: the catalogue has {self.n_items:,} items, ask for 1 to {self.n_items:,}")
-    _check_seen([seen])
-    columns, values = np.empty((len(tokens), k), np.int64), np.empty((len(tokens), k), np.float32)
-    for rows, scores, had in self.batches(tokens, batch):
-        had = self.in_window(had) if seen == "window" else had
-        columns[rows], values[rows] = top_lists(scores, k, had)["keep" if seen == "keep" else "drop"]
+    bound = rules_of(rules, **kwargs).bind(self.items, n_rows=len(tokens))
+    columns, values = self._search(tokens, k, seen, bound, batch)
     return np.append(self.tokenizer.items, "")[columns], values  # column -1 is the "" at the end
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #7eff12d1
+# %% ../../nbs/api/serving/55_recommender.ipynb #b4e2ae0c
 @patch
 def titles(self: Recommender, ids: np.ndarray) -> np.ndarray:  # raw ids -> titles
     'Titles of items; "" where there is none'
     return pd.Series(item_titles(self.items), self.items.index, dtype=object).reindex(ids).to_numpy()
+
+
+@patch
+def _rows_of(
+    self: Recommender,
+    users: list[str],  # raw user ids
+) -> np.ndarray:  # rows of the histories
+    "Where some users stand"
+    rows = pd.Index(self.users).get_indexer(pd.Index(list(users), dtype=object))
+    if (rows < 0).any():
+        unknown = list(users)[rows.argmin()]
+        if not isinstance(unknown, str) and str(unknown) in set(self.users):
+            raise ValueError(f"user ids are text: {unknown!r} is not known, but {str(unknown)!r} is; give users=[{str(unknown)!r}]")
+        raise ValueError(f"user {unknown!r} is not among the {len(self.users):,} known users; for a new user give items=[...]")
+    return rows
 
 
 @patch
@@ -222,33 +289,104 @@ def history(
     users: list[str],  # raw user ids
 ) -> Ragged:  # tokens, oldest first
     "All that is known of some users"
-    rows = pd.Index(self.users).get_indexer(pd.Index(list(users), dtype=object))
-    if (rows < 0).any():
-        unknown = list(users)[rows.argmin()]
-        if not isinstance(unknown, str) and str(unknown) in set(self.users):
-            raise ValueError(f"user ids are text: {unknown!r} is not known, but {str(unknown)!r} is; give users=[{str(unknown)!r}]")
-        raise ValueError(f"user {unknown!r} is not among the {len(self.users):,} known users; for a new user give items=[...]")
-    return self.histories.take(rows)
+    return self.histories.take(self._rows_of(users))
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #f79f6f92
+# %% ../../nbs/api/serving/55_recommender.ipynb #b6ebb5b0
 @patch
+def _times_of(self: Recommender, rows: np.ndarray) -> Ragged | None:
+    "When users had the items of their histories; None where no times are known"
+    return Ragged(self.times, self.histories.offsets).take(rows) if len(self.times) else None
+
+
+@patch
+def _table(self: Recommender, columns: np.ndarray, values: np.ndarray, names: np.ndarray) -> pd.DataFrame:
+    "Lists as a table: user, rank, item, title, score"
+    rows, ranks = np.nonzero(columns >= 0)
+    ids = self.tokenizer.items[columns[rows, ranks]]
+    return item_frame({"user": names[rows], "rank": ranks + 1, "item": ids, "title": self.titles(ids), "score": values[rows, ranks]})
+
+# %% ../../nbs/api/serving/55_recommender.ipynb #1d7e2b71
+@patch
+@delegates(rules_of)
 def recommend(
     self: Recommender,
     items: list[str] | None = None,  # a new user's history: raw item ids, oldest first
     users: list[str] | None = None,  # or known users: raw user ids
     k: int = 10,  # or as many as there are
-    seen: str = "drop",  # leave out what is in the history, or "keep" it
+    seen: str = "drop",  # leave out what is in the history; or "keep" it; or leave out a time, such as "30 days"
+    rules: Rules | None = None,  # what may be shown
+    **kwargs,  # or its fields: allowed, blocked, at_most; lists of one's own by user
 ) -> pd.DataFrame:  # rank, item, title, score; with `users` one block a user
     "The k best items for a new user or for known users, with titles"
-    given = items if users is None else users
-    if (items is None) == (users is None) or isinstance(given, str):
+    asked = items if users is None else users
+    if (items is None) == (users is None) or isinstance(asked, str):
         raise ValueError(f"give a list of raw ids as either items=[...] or users=[...]; got items={items!r}, users={users!r}")
-    names, histories = (np.array([""]), [list(items)]) if users is None else (np.asarray(users), self.history(users))
-    found, values = self.topk(histories, min(whole_number("k", k), self.n_items), seen)
-    rows, ranks = np.nonzero(found != "")
-    ids = found[rows, ranks]
-    table = item_frame({"user": names[rows], "rank": ranks + 1, "item": ids, "title": self.titles(ids), "score": values[rows, ranks]})
-    return table if users is not None else table.drop(columns="user")
+    k, rules = min(whole_number("k", k), self.n_items), rules_of(rules, **kwargs)
+    if users is None:
+        columns, values = self._search(self.encode([list(items)]), k, seen, rules.bind(self.items))
+        return self._table(columns, values, np.array([""])).drop(columns="user")
+    rows, names = self._rows_of(users), np.asarray(users)
+    bound = rules.bind(self.items, names, len(rows))
+    return self._table(*self._search(self.histories.take(rows), k, seen, bound, times=self._times_of(rows)), names)
+
+# %% ../../nbs/api/serving/55_recommender.ipynb #18758e3f
+def _check_target(path: Path, overwrite: bool) -> Path:
+    "Refuse a file that is there, and remove what dead writers of it left"
+    if path.is_dir() or (path.exists() and not overwrite):
+        choice = "give the name of a file in it" if path.is_dir() else "choose another name, or overwrite=True"
+        raise FileExistsError(f"{path} {'is a folder' if path.is_dir() else 'is there already'}: {choice}")
+    for left in path.parent.glob(f".*.tmp.{escape(path.name)}"):
+        pid = left.name.split(".")[1]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            left.unlink(missing_ok=True)
+    return path
+
+
+_GROUP = 2048  # users of a row group, fewer where lists are long
+_LISTS = pa.schema([("user", pa.string()), ("rank", pa.int32()), ("item", pa.string()), ("score", pa.float32())])
+
+
+def _list_table(columns: np.ndarray, values: np.ndarray, users: pa.Array, items: pa.Array) -> pa.Table:
+    "Lists as rows: user, rank, item, score"
+    rows, ranks = np.nonzero(columns >= 0)
+    found = [users.take(pa.array(rows)), pa.array(ranks + 1, pa.int32()), items.take(pa.array(columns[rows, ranks])), values[rows, ranks]]
+    return pa.table(found, schema=_LISTS)
+
+# %% ../../nbs/api/serving/55_recommender.ipynb #117bfab7
+@patch
+@delegates(rules_of)
+def recommend_all(
+    self: Recommender,
+    path: str | Path,  # the Parquet file to write
+    k: int = 100,  # or as many as there are
+    users: list[str] | None = None,  # raw user ids; None = all known users
+    seen: str = "drop",  # as in `recommend`
+    rules: Rules | None = None,  # what may be shown
+    overwrite: bool = False,  # a file that is there is replaced; False: it is an error
+    verbose: bool = True,  # show progress
+    **kwargs,  # or fields of the rules: allowed, blocked, at_most; lists of one's own by user
+) -> Path:  # of the file: user (text), rank (1 ... k), item (text), score; best first, one user after another
+    "Write the k best items of many users, whole or not at all"
+    path, k = _check_target(path_of(path), overwrite), min(whole_number("k", k), self.n_items)
+    if isinstance(users, str) or (users is None and not len(self.users)):
+        raise ValueError(
+            f"users={users!r}: give a list of raw user ids" if users else "this recommender knows no users: use topk(histories)"
+        )
+    rows = np.arange(len(self.users)) if users is None else self._rows_of(users)
+    names = self.users[rows]
+    bound, items = rules_of(rules, **kwargs).bind(self.items, names, len(rows)), pa.array(self.tokenizer.items, pa.string())
+    step = max(1, min(_GROUP, 2**20 // k))
+    bar = tqdm(total=len(rows), unit=" users", mininterval=0.5, desc=path.name, disable=not verbose)
+    with bar, self.model.cached_item_table(), atomic_write(path) as part:
+        with pq.ParquetWriter(part, _LISTS) as writer:
+            for some in np.split(np.arange(len(rows)), range(step, len(rows), step)):
+                own = rows[some]
+                found = self._search(self.histories.take(own), k, seen, bound.take(some), times=self._times_of(own))
+                writer.write_table(_list_table(*found, pa.array(names[some], pa.string()), items))
+                bar.update(len(some))
+        if path.exists() and not overwrite:
+            raise FileExistsError(errno.EEXIST, "somebody else wrote it meanwhile")
+    return path
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #5d02f824
 @patch
@@ -272,6 +410,29 @@ def item_vectors(self: Recommender) -> Tensor:  # (V, D) rows of length 1, on th
     if table is None:
         raise ValueError(f"{type(self.model).__name__} has no item vectors, so there is no map of it; choose a run of another model")
     return normalize(table.detach().float().cpu(), dim=-1).clone()
+
+# %% ../../nbs/api/serving/55_recommender.ipynb #d6c00e6a
+@patch
+@delegates(rules_of)
+def similar(
+    self: Recommender,
+    item: str,  # raw id
+    k: int = 10,  # or as many as there are
+    rules: Rules | None = None,  # what may be shown
+    **kwargs,  # or its fields: allowed, blocked, at_most
+) -> pd.DataFrame:  # rank, item, title, score: the cosine
+    "The items most similar to one, with titles"
+    if not isinstance(item, str) or item not in self.tokenizer:
+        raise ValueError(f"item {item!r} is not among the {self.n_items:,} items of the model; give one raw id, as text")
+    column = int(self.tokenizer.encode([item])[0]) - self.tokenizer.n_special
+    cosines, k = self.model.item_cosines(column), min(whole_number("k", k), self.n_items)
+    if cosines is None:
+        raise ValueError(f"{type(self.model).__name__} neither has item vectors nor counts what goes together; choose another model")
+    apart = torch.isneginf(cosines).nonzero()[:, 0].tolist()  # nothing is known of these
+    out = Ragged.from_lists([[column, *apart]], np.int64)
+    bound = rules_of(rules, **kwargs).bind(self.items)
+    columns, values = bound.lists(cosines.masked_fill(torch.isneginf(cosines), -1.0)[None], k, out, np.arange(1))
+    return self._table(columns, values, np.array([""])).drop(columns="user")
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #a41aae3e
 @patch
