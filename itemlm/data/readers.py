@@ -308,7 +308,7 @@ def ratings(
         raise ValueError(f"{bad.sum():,} ratings in column {column} are not numbers: {self.where(bad)}")
     return ratings
 
-# %% ../../nbs/api/data/10_readers.ipynb #3e33875e
+# %% ../../nbs/api/data/10_readers.ipynb #f064d9e2
 _TITLES = "title name movie_title item_name product_title product_name prod_name app_name book_title track_name".split()
 
 
@@ -334,7 +334,8 @@ def savable(
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             kinds = pd.Series([type(value).__name__ for value in column.dropna()]).value_counts()
             mixed = " and ".join(f"{kind} ({count:,})" for kind, count in kinds.items())
-            problem = f"column {name!r} of {what} holds {mixed}, which no file can keep ({error if isinstance(error, UnicodeError) else error.args[0]})"
+            why = error if isinstance(error, UnicodeError) else error.args[0]
+            problem = f"column {name!r} of {what} holds {mixed}, which no file can keep ({why})"
             raise ValueError(f"{problem}. Make it one type, or leave the column out") from None
     return table
 
