@@ -251,11 +251,13 @@ def test_page_in_a_browser(runs, browser):
     assert column(1) == sorted(column(1)) and len(column(1)) == 4
     best = list_runs(runs).set_index("run")["ndcg@10"].drop("begun").sort_values().index.tolist()
     button = page.get_by_role("button", name="test NDCG@10")
-    button.press("Enter")  # by the keyboard
-    assert column(1) == [*best, "begun"]
+    way = lambda: button.evaluate("b => getComputedStyle(b, '::after').content[1]")
+    assert way() == "↕"
+    button.press("Enter")  # by the keyboard; the best first
+    assert column(1) == [*best[::-1], "begun"] and way() == "▼"
     button.click()
-    assert column(1) == [*best[::-1], "begun"]
-    assert page.locator(".runs th[aria-sort=descending]").all_inner_texts() == ["test NDCG@10"]
+    assert column(1) == [*best, "begun"] and way() == "▲"
+    assert page.locator(".runs th[aria-sort=ascending]").all_inner_texts() == ["test NDCG@10"]
     page.close()
 
 

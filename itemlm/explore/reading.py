@@ -60,7 +60,7 @@ def _heads_figure(
     look = dict(colorscale=_DARK, zmin=0, zmax=1, showscale=False, hovertemplate="%{z:.0%} of the row's largest<extra></extra>")
     return picture.add_heatmap(z=joined.round(3), customdata=numbers, **look)
 
-# %% ../../nbs/api/explore/85_reading.ipynb #adca5da9
+# %% ../../nbs/api/explore/85_reading.ipynb #3ddd3f44
 def _head_name(head: int, heads: int) -> str:
     "What a head is called; -1 = the mean of all"
     return "the mean of all heads" if head < 0 else f"layer {head // heads + 1}, head {head % heads + 1}"
@@ -82,7 +82,8 @@ def attention_sheet(
     looked = "; ".join(f"<b>{page_text(shown[at])}</b> {chosen[-1, at]:.0%}" for at in chosen[-1].argsort()[::-1][:3])
     said = f"In {_head_name(head, heads)}, the last step, <b>{page_text(shown[-1])}</b>, looks most at: {looked}."
     earlier = f"<p class=note>The {n} newest of {len(titles)} steps.</p>" if n < len(titles) else ""
-    top = "<h4>Where attention looks</h4>" + f"<p class=heads>{choices}</p>" * live
+    how = "A row is a step of the history, a column the step it looks at; the darker, the more, beside the most of its row."
+    top = f"<h4>Where attention looks</h4><p class=note>{how}</p>" + f"<p class=heads>{choices}</p>" * live
     return Sheet(top, _heads_figure(recent), f"<p>{said}</p>", _head_figure(chosen, shown, len(titles) - n + 1), earlier)
 
 # %% ../../nbs/api/explore/85_reading.ipynb #419c0a0b
@@ -99,8 +100,15 @@ def _places(
         found[item] = at, ranks
     return found
 
-# %% ../../nbs/api/explore/85_reading.ipynb #9d782087
+# %% ../../nbs/api/explore/85_reading.ipynb #b459ae8a
 _FREE = tuple(colour for colour in COLOURS if colour != COLOURS[4])  # the held-out item has that one
+
+
+def _line_look(n: int) -> dict:
+    "How the n-th line is drawn: another colour, and after the last colour another mark and dash"
+    again = n // len(_FREE) % 3
+    marker, dash = dict(symbol=("circle", "square", "diamond")[again], size=7), ("solid", "dash", "dot")[again]
+    return dict(line=dict(color=_FREE[n % len(_FREE)], width=2, dash=dash), marker=marker)
 
 
 def _add_lines(picture, places: dict, final: list[str], names: dict[str, str], hidden: str | None) -> None:
@@ -114,8 +122,8 @@ def _add_lines(picture, places: dict, final: list[str], names: dict[str, str], h
         picture.add_scatter(x=left[0], y=left[1], name="not in the last list", showlegend=True, **dim)
     for n, (item, (at, ranks)) in enumerate(came.items()):
         if item != hidden:
-            look = dict(line=dict(color=_FREE[n % len(_FREE)], width=2), mode="lines+markers", showlegend=False)
-            picture.add_scatter(x=at, y=ranks, name=plot_text(names[item]), hovertemplate="%{fullData.name}: %{y}<extra></extra>", **look)
+            said = dict(name=plot_text(names[item]), hovertemplate="%{fullData.name}: %{y}<extra></extra>")
+            picture.add_scatter(x=at, y=ranks, mode="lines+markers", showlegend=False, **said, **_line_look(n))
     if hidden in places:
         look = dict(line=dict(color=COLOURS[4], width=4), marker=dict(size=12, symbol="star"), mode="lines+markers", showlegend=True)
         picture.add_scatter(x=places[hidden][0], y=places[hidden][1], name="the hidden item", **look)
