@@ -767,6 +767,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'itemlm.explore.pages.beside': ('api/explore/pages.html#beside', 'itemlm/explore/pages.py'),
                                       'itemlm.explore.pages.board_sheet': ('api/explore/pages.html#board_sheet', 'itemlm/explore/pages.py'),
                                       'itemlm.explore.pages.button': ('api/explore/pages.html#button', 'itemlm/explore/pages.py'),
+                                      'itemlm.explore.pages.framed': ('api/explore/pages.html#framed', 'itemlm/explore/pages.py'),
                                       'itemlm.explore.pages.item_sheet': ('api/explore/pages.html#item_sheet', 'itemlm/explore/pages.py'),
                                       'itemlm.explore.pages.key_html': ('api/explore/pages.html#key_html', 'itemlm/explore/pages.py'),
                                       'itemlm.explore.pages.list_html': ('api/explore/pages.html#list_html', 'itemlm/explore/pages.py'),

@@ -15,7 +15,7 @@ from .users import NO_ITEM
 from ..serving.recommender import Recommender
 from ..show import COLOURS, GREY, figure, names_of, page_text, plot_text
 
-# %% ../../nbs/api/explore/85_reading.ipynb #cc9feba8
+# %% ../../nbs/api/explore/85_reading.ipynb #52da3295
 _DARK = [[0, "rgba(27,134,200,0)"], [1, "rgb(27,134,200)"]]
 
 
@@ -36,7 +36,7 @@ def _head_figure(
     said = [[f"{names[t]} looks at {names[s]}: {weights[t, s]:.0%}" for s in range(n)] for t in range(n)]
     rows = dict(autorange="reversed", tickvals=steps, ticktext=[f"{title} {first + t}" for t, title in enumerate(short)])
     columns = dict(side="top", tickvals=steps, ticktext=[str(first + s) for s in steps])
-    picture = figure(60 + 20 * n, margin=dict(l=10, r=10, t=30, b=10), xaxis=columns, yaxis=rows)
+    picture = figure(60 + 20 * n, margin=dict(l=10, r=10, t=30, b=10), xaxis=columns, yaxis=rows, meta={"least": 560})
     bar = dict(title=dict(text="share of the row's largest", side="right"), thickness=10, tickformat=".0%")
     look = dict(colorscale=_DARK, zmin=0, zmax=1, xgap=1, ygap=1, colorbar=bar, hovertemplate="%{text}<extra></extra>")
     picture.update_xaxes(showgrid=False, zeroline=False).update_yaxes(showgrid=False, zeroline=False)
@@ -145,7 +145,7 @@ def _add_texts(picture, x: list, y: list, texts: list[str], colours: list[str], 
     look = dict(mode="text", textposition=place, cliponaxis=False, showlegend=False, hoverinfo="skip")
     picture.add_scatter(x=x, y=y, text=texts, textfont=dict(color=colours), **look)
 
-# %% ../../nbs/api/explore/85_reading.ipynb #acacb944
+# %% ../../nbs/api/explore/85_reading.ipynb #8da9b406
 def trace_sheet(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
@@ -159,7 +159,8 @@ def trace_sheet(
     final = table[table["step"] == len(history)]["item"].tolist()  # none where the history holds the whole catalogue
     names, shown, end = dict(zip(table["item"], table["title"])), np.arange(first, len(history) + 1), len(history) - first
     read = ["nothing read yet" if step == 0 else name for step, name in zip(shown, names_of(rec.items, ["", *history])[shown])]
-    picture = figure(150 + 28 * k, margin=dict(l=10, r=270, t=30, b=10), hovermode="closest", **_trace_axes(read, k, hidden is not None))
+    look = dict(margin=dict(l=10, r=270, t=30, b=10), hovermode="closest", meta={"least": 660})
+    picture = figure(150 + 28 * k, **look, **_trace_axes(read, k, hidden is not None))
     picture.update_xaxes(zeroline=False).update_yaxes(zeroline=False)
     _add_lines(picture, _places(table, first), final, names, hidden)
     ends = [COLOURS[4] if item == hidden else GREY for item in final]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_html']
 
-# %% ../../nbs/api/explore/89_static.ipynb #c13387c4
+# %% ../../nbs/api/explore/89_static.ipynb #5274beeb
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,18 @@ import numpy as np
 from ..core import atomic_write, optional
 from ..explain import attention_weights, items_read
 from .maps import MAP_NOTE, colourings, map_figure, pca_points
-from .pages import CALM_WHEEL, FIGURE_CONFIG, FIGURE_STYLE, Sheet, board_sheet, item_sheet, page_html, user_sheet
+from itemlm.explore.pages import (
+    CALM_WHEEL,
+    FIGURE_BAR,
+    FIGURE_CONFIG,
+    FIGURE_STYLE,
+    Sheet,
+    board_sheet,
+    framed,
+    item_sheet,
+    page_html,
+    user_sheet,
+)
 from .pairs import pair_choices, pair_figure, pair_models, pair_places, pair_sheet, runs_sheet
 from .reading import attention_sheet, trace_sheet
 from .umap import saved_map
@@ -22,15 +33,15 @@ from ..runs.ledger import list_runs, runs_table
 from ..serving.recommender import Recommender, load
 from ..show import names_of, page_attribute, page_text
 
-# %% ../../nbs/api/explore/89_static.ipynb #89aba5ef
+# %% ../../nbs/api/explore/89_static.ipynb #1d89af4a
 def _still(figure, number: int = 0) -> str:
     "A figure that finds plotly beside its page and follows the page's width"
     moves = figure.layout.dragmode == "pan"
     wheel = f"{CALM_WHEEL}calmWheel(document.getElementById('{{plot_id}}'));" if moves else None
     size = dict(default_width="100%", default_height=f"{figure.layout.height}px", post_script=wheel)
     config = FIGURE_CONFIG | {"responsive": True, "scrollZoom": moves}
-    drawn = figure.update_layout(modebar_orientation="v").to_html(full_html=False, include_plotlyjs="plotly.min.js", config=config, **size)
-    return f"<div class=figure>{drawn}</div>"
+    drawn = figure.update_layout(modebar=FIGURE_BAR).to_html(full_html=False, include_plotlyjs="plotly.min.js", config=config, **size)
+    return framed(figure, drawn)
 
 
 def _page(name: str, links: str, sheet: Sheet) -> str:

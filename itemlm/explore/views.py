@@ -265,16 +265,16 @@ def open_other(self: UserView):
     if problem or self.controls.user.value is None:
         self.page.show(problem)
 
-# %% ../../nbs/api/explore/88_views.ipynb #6287d522
+# %% ../../nbs/api/explore/88_views.ipynb #37b16b15
 def _edited(history: list[str], do: str, at: int, item: str) -> list[str]:  # do: add | remove | up | down
-    "A history after one press of a button"
-    history = list(history)
+    "A history after one press of a button; one that came too late for its place changes nothing"
+    history, to = list(history), at + (1 if do == "up" else -1)
     if do == "add":
         return [*history, item]
     if do == "remove":
         return history[:at] + history[at + 1 :]
-    to = at + (1 if do == "up" else -1)
-    history[at], history[to] = history[to], history[at]
+    if 0 <= at < len(history) and 0 <= to < len(history):
+        history[at], history[to] = history[to], history[at]
     return history
 
 

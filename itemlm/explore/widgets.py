@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plotly_library', 'Page', 'choice', 'typing', 'user_field', 'box', 'waiting_html', 'close_whole', 'found_html']
 
-# %% ../../nbs/api/explore/87_widgets.ipynb #23d7df14
+# %% ../../nbs/api/explore/87_widgets.ipynb #7038df60
 import base64
 import gzip
 import html
@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from ..core import optional
-from .pages import CALM_WHEEL, FIGURE_CONFIG, FIGURE_STYLE, PAGE_STYLE, Line, Sheet, button, list_html
+from .pages import CALM_WHEEL, FIGURE_BAR, FIGURE_CONFIG, FIGURE_STYLE, PAGE_STYLE, Line, Sheet, button, framed, list_html
 from .search import title_index
 from ..serving.recommender import Recommender
 from ..show import item_names, page_attribute, page_text
@@ -78,12 +78,12 @@ const follow = (Plotly, box) => {
 };
 """
 
-# %% ../../nbs/api/explore/87_widgets.ipynb #dac861a5
+# %% ../../nbs/api/explore/87_widgets.ipynb #bfc6fe22
 _DRAW = """
 const drawFigure = async (box, text, click) => {
   const Plotly = await plotly(), { data, layout } = JSON.parse(text), map = layout.dragmode === "pan";
   await seen(box);
-  Object.assign(layout, { width: box.clientWidth, modebar: { orientation: "v" } });
+  Object.assign(layout, { width: box.clientWidth, modebar: BAR });
   await Plotly.newPlot(box, data, layout, { ...CONFIG, scrollZoom: map });
   if (!box.isConnected) { Plotly.purge(box); return; }
   if (map) calmWheel(box);
@@ -91,7 +91,10 @@ const drawFigure = async (box, text, click) => {
   follow(Plotly, box);
 };
 const clear = (el) => { for (const box of el.querySelectorAll("[data-figure]")) {
-  box.watch?.disconnect(); clearTimeout(box.later); globalThis.itemlmPlotly?.library?.purge(box); } };
+  const drawn = [...box.querySelectorAll("canvas")];
+  box.watch?.disconnect(); clearTimeout(box.later); globalThis.itemlmPlotly?.library?.purge(box);
+  for (const canvas of drawn) canvas.getContext("webgl")?.getExtension("WEBGL_lose_context")?.loseContext();
+} };
 const redraw = (el, body) => {
   const old = document.activeElement, had = el.contains(old) && old.dataset.do ? { ...old.dataset } : null;
   clear(el); el.innerHTML = body;
@@ -100,7 +103,7 @@ const redraw = (el, body) => {
   const same = (...keys) => all.filter((b) => keys.every((key) => b.dataset[key] === had[key])).sort((a, b) => far(a) - far(b))[0];
   (same("do", "item") || same("item") || same("do"))?.focus();
 };
-""".replace("CONFIG", json.dumps(FIGURE_CONFIG))
+""".replace("CONFIG", json.dumps(FIGURE_CONFIG)).replace("BAR", json.dumps(FIGURE_BAR))
 
 # %% ../../nbs/api/explore/87_widgets.ipynb #e5ed3685
 _RENDER = """
@@ -127,7 +130,7 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../../nbs/api/explore/87_widgets.ipynb #c949a2c4
+# %% ../../nbs/api/explore/87_widgets.ipynb #aa633726
 _ARROW = (
     "url(\"data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='18' height='18'%3E"
     "%3Cpath d='M5 7l4 4.5L13 7' fill='none' stroke='%23888' stroke-width='2'/%3E%3C/svg%3E\")"
@@ -150,8 +153,7 @@ def _place(figure, number: int) -> str:
     "Room for a figure in a page"
     names = html.unescape(", ".join(trace.name for trace in figure.data if trace.name))  # they were written for plotly
     label = page_attribute(f"Figure: {names}" if names else "Figure")
-    kept = f'<div data-figure={number} role=img aria-label="{label}"></div>'
-    return f'<div class=figure style="height:{figure.layout.height}px">{kept}</div>'
+    return framed(figure, f'<div data-figure={number} role=img aria-label="{label}"></div>')
 
 # %% ../../nbs/api/explore/87_widgets.ipynb #aad3b295
 class Page(anywidget.AnyWidget):
