@@ -67,7 +67,7 @@ def leak(place) -> float:
         change(page, 10, 4)
         before = heap_mb(page) + kernel_mb()
         change(page, COLOURS, RUNS)
-        assert page.locator(".js-plotly-plot").count() == 1, "a figure was left behind"
+        assert page.locator(".itemlm .js-plotly-plot").count() == 1, "a figure was left behind"
         return heap_mb(page) + kernel_mb() - before
 
 

@@ -462,7 +462,7 @@ def test_lab(browser, place, expected):
             for by in ("genres", "cluster", "popularity", "year", "first seen"):
                 label(page, "Colour by").select_option(by)
                 page.wait_for_timeout(400)
-        assert page.locator(".js-plotly-plot").count() == 2 and not lost
+        assert page.locator(".itemlm .js-plotly-plot").count() == 2 and not lost
         use_users(page, expected)
         fits(page, "users-light-1280")
         use_what_if(page, expected)

@@ -23,7 +23,7 @@ from .users import NO_ITEM, UNKNOWN_ITEM, HeldOut, Recommendation, history_times
 from ..serving.recommender import Recommender
 from ..show import COLOURS, GREY, Html, cut_text, facts, figure, item_names, names_of, page_attribute, page_text, plot_text, span
 
-# %% ../../nbs/api/explore/84_pages.ipynb #4428e172
+# %% ../../nbs/api/explore/84_pages.ipynb #2ef25952
 _LIST_STYLE = """
 .itemlm {font: 13px/1.5 system-ui, sans-serif; color: var(--jp-ui-font-color1, inherit); width: 100%; min-width: 0; box-sizing: border-box;}
 .itemlm h4 {font-size: 14px; margin: 4px 0 6px; font-weight: 600;}
@@ -49,6 +49,11 @@ _LIST_STYLE = """
 .itemlm button.t:hover {text-decoration: underline;}
 .itemlm button:focus-visible {outline: 2px solid #56B4E9; outline-offset: 1px;}
 .itemlm button:disabled {opacity: .35; cursor: default;}
+"""
+_HIDDEN = COLOURS[4]  # of the held-out item, as above
+
+# %% ../../nbs/api/explore/84_pages.ipynb #b3c67720
+_TABLE_STYLE = """
 .itemlm .old {opacity: .5;}
 .itemlm .swatch {display: inline-block; width: 22px; height: 3px; background: #56B4E9; vertical-align: middle;}
 .itemlm .edge {display: inline-block; width: 3px; height: 12px; background: #009E73; vertical-align: middle;}
@@ -65,7 +70,6 @@ _LIST_STYLE = """
 .itemlm .runs td {font-size: 12px;}
 .itemlm .runs td[style*=left] {min-width: 56px;}
 """
-_HIDDEN = COLOURS[4]  # of the held-out item, as above
 
 # %% ../../nbs/api/explore/84_pages.ipynb #24378be9
 def button(
@@ -115,9 +119,10 @@ def list_html(
     head = f"<h4>{page_text(title)}</h4>" if title else ""
     return head + (f"<ol>{''.join(line.to_html() for line in lines)}</ol>" if lines else f"<p class=note>{page_text(empty)}</p>")
 
-# %% ../../nbs/api/explore/84_pages.ipynb #2969026b
+# %% ../../nbs/api/explore/84_pages.ipynb #2195a3a0
 PAGE_STYLE = (
     _LIST_STYLE
+    + _TABLE_STYLE
     + """
 .itemlm .pair {display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 4px 28px;}
 .itemlm .pair > div {min-width: 0;}

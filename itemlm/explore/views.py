@@ -317,7 +317,7 @@ def _anybody(held: HeldOut) -> str:
     "The id of a random user; none where there is none"
     return str(np.random.default_rng().choice(held.users)) if len(held) else ""
 
-# %% ../../nbs/api/explore/88_views.ipynb #b7bfdf5d
+# %% ../../nbs/api/explore/88_views.ipynb #12accd75
 class ReadingView(W.VBox):
     "Attention over a user's history, and the list while it is read"
 
@@ -331,8 +331,7 @@ class ReadingView(W.VBox):
         for do in ("head", "point"):
             self.looks.on(do, lambda click: self.show_head(click["at"]))
         super().__init__([box(self.user, self.random), self.path, self.looks])
-        if len(self.held):
-            self.user.value = str(self.held.users[0])
+        self.user.value = str(self.held.users[0]) if len(self.held) else ""
 
     def draw(self):
         "The chosen user's history"
@@ -369,17 +368,16 @@ def _pair_with(path: str | None, rec: Recommender, folder: Path | None, parts: S
     except (OSError, ValueError) as error:
         return None, _problem(error)
 
-# %% ../../nbs/api/explore/88_views.ipynb #ff30aaff
+# %% ../../nbs/api/explore/88_views.ipynb #80f7220b
 class PairView(W.VBox):
     "Two models: their maps, and an item's neighbours in both"
 
     def __init__(self, rec: Recommender, parts: Split | None = None, folder: Path | None = None):
-        self.rec, self.parts, self.folder = rec, parts, folder
+        self.rec, self.parts, self.folder, self.item = rec, parts, folder, None  # item: the raw id of what is picked
         self.choices = colourings(rec, rec.item_vectors())  # a model without vectors is an error now
         self.beside = choice("Beside", [*([_BEGINNING] if folder else []), *_other_runs(folder)])
         self.by, self.find = choice("Colour by", [*self.choices, "neighbours kept"], "240px"), typing("Find title", "type a few letters")
         self.status, self.found, self.text, self.page = Page(kind="status"), Page(kind="found"), Page(kind="pair"), Page(kind="map")
-        self.item = None  # the raw id of what is picked
         self.beside.observe(lambda _: self.open_other(), "value")
         self.by.observe(lambda _: self.draw(), "value")
         self.find.observe(lambda change: self.found.show(found_html(rec, change.new)), "value")
