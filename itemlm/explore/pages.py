@@ -23,7 +23,7 @@ from .users import NO_ITEM, UNKNOWN_ITEM, HeldOut, Recommendation, history_times
 from ..serving.recommender import Recommender
 from ..show import COLOURS, GREY, Html, cut_text, facts, figure, item_names, names_of, page_attribute, page_text, plot_text, span
 
-# %% ../../nbs/api/explore/84_pages.ipynb #f685e480
+# %% ../../nbs/api/explore/84_pages.ipynb #e4a46589
 _LIST_STYLE = """
 .itemlm {font: 13px/1.5 system-ui, sans-serif; color: var(--jp-ui-font-color1, inherit); width: 100%; min-width: 0; box-sizing: border-box;}
 .itemlm h4 {font-size: 14px; margin: 4px 0 6px; font-weight: 600;}
@@ -45,7 +45,8 @@ _LIST_STYLE = """
 .itemlm li .t.both {border-left: 3px solid #009E73; padding-left: 4px;}
 .itemlm button {font: inherit; color: inherit; background: rgba(128,128,128,.14); border: 1px solid rgba(128,128,128,.4);
   border-radius: 4px; padding: 0 7px; height: 22px; line-height: 20px; cursor: pointer;}
-.itemlm button.t {background: none; border-width: 0; border-radius: 0; text-align: left; padding: 0; height: auto; line-height: 16px; user-select: text;}
+.itemlm button.t {background: none; border-width: 0; border-radius: 0; text-align: left; padding: 0; height: auto; line-height: 16px;
+  user-select: text;}
 .itemlm button.t:hover {text-decoration: underline;}
 .itemlm button:focus-visible {outline: 2px solid #56B4E9; outline-offset: 1px;}
 .itemlm button:disabled {opacity: .35; cursor: default;}
