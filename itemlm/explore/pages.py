@@ -53,7 +53,7 @@ _LIST_STYLE = """
 """
 _HIDDEN = COLOURS[4]  # of the held-out item, as above
 
-# %% ../../nbs/api/explore/84_pages.ipynb #b3c67720
+# %% ../../nbs/api/explore/84_pages.ipynb #4e62ab94
 _TABLE_STYLE = """
 .itemlm .old {opacity: .5;}
 .itemlm .swatch {display: inline-block; width: 22px; height: 3px; background: #56B4E9; vertical-align: middle;}
@@ -67,6 +67,9 @@ _TABLE_STYLE = """
 .itemlm .wide td[style*=right], .itemlm th button {white-space: nowrap;}
 .itemlm .wide td small, .itemlm .runs th button {white-space: normal !important; height: auto;}
 .itemlm .runs table {min-width: 560px;}
+.itemlm .runs th button::after {content: "↕" / ""; opacity: .4; margin-left: 3px;}
+.itemlm .runs th[aria-sort] button::after {content: "▲" / ""; opacity: 1;}
+.itemlm .runs th[aria-sort=descending] button::after {content: "▼" / "";}
 .itemlm .runs th {overflow-wrap: normal;}
 .itemlm .runs td {font-size: 12px;}
 .itemlm .runs td[style*=left] {min-width: 56px;}

@@ -296,17 +296,14 @@ def _shared(runs: pd.DataFrame) -> dict[str, str]:  # column -> what all runs sa
     same = {name: cells[0] for name, cells in said.items() if len(cells) > 1 and cells[0] not in ("", None) and len(set(cells)) == 1}
     return {name: cell_text(cell) for name, cell in same.items() if "\n" not in cell_text(cell)}
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #f29b088f
+# %% ../../nbs/api/runs/51_ledger.ipynb #608edccd
 _BEST_FIRST = ("date", "valid", "ndcg@10", "recall@10")  # the highest or newest first; a second click turns them round
-_WAYS = """<style>.runs th button::after {content: "\\2195" / ""; opacity: .4; margin-left: 3px;}
-.runs th[aria-sort] button::after {content: "\\25b2" / ""; opacity: 1;}
-.runs th[aria-sort=descending] button::after {content: "\\25bc" / "";}</style>"""
 
 
 def runs_table(
     runs: pd.DataFrame,  # of `list_runs`
 ) -> Html:
-    "The table of runs for a page; its headings sort it, and show which way"
+    "The table of runs for a page; its headings sort it, and say which way in `aria-sort`"
     if not len(runs):
         return Html("<p>There is no run here yet.</p>")
     shared = _shared(runs)
@@ -316,4 +313,4 @@ def runs_table(
     texts = len({*_TEXT_COLUMNS, "date"} & set(columns))
     table = Table(head=head, rows=[list(row) for row in zip(*(_placed(*of) for of in columns.values()))], texts=texts)
     common = f"<p>In all of them: {page_text(', '.join(f'{name} {value}' for name, value in shared.items()))}.</p>" if shared else ""
-    return Html(f'{_WAYS}{common}<div class="runs" onclick="{page_attribute(_SORT)}">{table._repr_html_()}</div>')
+    return Html(f'{common}<div class="runs" onclick="{page_attribute(_SORT)}">{table._repr_html_()}</div>')
