@@ -3,7 +3,7 @@ BIN := .venv/bin
 PYTHON ?= $(firstword $(foreach p,python3.11 python3 python,$(if $(shell \
     $p -c "import sys; print('ok' * (sys.version_info >= (3, 11)))" 2>/dev/null),$p)))
 
-.PHONY: help env dev train test check docs lab bench browser FORCE
+.PHONY: help env dev train test check docs lab explore bench browser FORCE
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,6 +40,9 @@ docs: dev  ## build the site into _docs
 
 lab: env  ## open JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
+
+explore: env  ## serve the explorer by itself; voila.json asks for a token, answers this machine alone and lets idle kernels go
+	$(BIN)/voila nbs/explore.ipynb $(ARGS)
 
 bench: dev  ## measure, and record the figures in bench/results; ONLY=main_job for one topic
 	@set -e; for f in $(or $(ONLY:%=bench/%.py),$(filter-out %/record.py %/peer_rectools.py,$(wildcard bench/*.py))); do \

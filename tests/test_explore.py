@@ -46,8 +46,11 @@ KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "languag
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp("explore"))
+
+
+def make_place(folder):
     "A workspace of its own with two small runs and a copy of the notebook."
-    folder = tmp_path_factory.mktemp("explore")
     (folder / "settings.ini").write_text(SETTINGS.format(data=ROOT / "data"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # faster for so small a model on a busy machine
@@ -402,21 +405,75 @@ def expected(place):
     }  # fmt: skip
 
 
+UNFIT = """() => {
+  const bad = [], whole = document.querySelector('.itemlm-explorer').getBoundingClientRect().right + 1;
+  for (const g of document.querySelectorAll('.itemlm .js-plotly-plot')) { if (!g.offsetWidth) continue;
+    const frame = g.closest('.figure'), width = g._fullLayout?.width, cut = frame.getBoundingClientRect().right > whole;
+    if (!(Math.abs(width - frame.clientWidth) < 2) || cut) bad.push(['figure', width, frame.clientWidth]);
+    const bar = g.querySelector('.modebar')?.getBoundingClientRect();
+    if (bar?.width && bar.left < g.getBoundingClientRect().right - 1) bad.push(['buttons cover the figure', bar.left]); }
+  for (const t of document.querySelectorAll('.itemlm table')) { if (!t.offsetWidth) continue;
+    const room = t.parentElement.getBoundingClientRect();
+    if (t.getBoundingClientRect().right > room.right + 1) bad.push(['table', t.innerText.slice(0, 60)]); }
+  return bad;
+}"""  # figures that are not as wide as their frames, or covered; tables that are cut
+
+
+def fits(page, name):
+    "Wait until everything that is seen has its place, and take a picture"
+    until(lambda: page.evaluate(UNFIT) == [], 20)
+    shot(page, name)
+
+
+def wheel_over(page):
+    "Range of the map's axis before and after the wheel was turned over it, with Ctrl and without"
+    plot = page.locator(".itemlm-map:visible .js-plotly-plot")
+    ranges = lambda: plot.evaluate("gd => [...gd._fullLayout.xaxis.range]")
+    box, found = plot.bounding_box(), [ranges()]
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    for key in ("Shift", "Control"):
+        page.keyboard.down(key)
+        page.mouse.wheel(0, -120)
+        page.keyboard.up(key)
+        page.wait_for_timeout(400)
+        found.append(ranges())
+    return found
+
+
+def tour(page, width):
+    "Every tab at another width, the map last: it was resized while another tab was looked at"
+    page.set_viewport_size({"width": width, "height": 1000})
+    for name in ("Users", "What-if", "At work", "Side by side", "Runs", "Map"):
+        tab(page, name)
+        fits(page, f"{name.replace(' ', '-').lower()}-{width}")
+
+
 def test_lab(browser, place, expected):
-    "The short form: every control once, at 1280."
+    "The short form: every control once, at 1280; everything has its place, at 1920 too."
     with lab(place) as address, lab_page(browser, place, address) as page:
+        lost = []
+        page.on("console", lambda message: "WebGL" in message.text and lost.append(message.text))
         until(lambda: label(page, "Run").locator("option").all_text_contents()[:1] == ["main"])
+        begun, plain, control = wheel_over(page)
+        assert begun == plain != control
         use_map(page, projection=True)
-        shot(page, "map-light-1280")
+        fits(page, "map-light-1280")
+        for _ in range(3):  # more maps than a browser has WebGL contexts
+            for by in ("genres", "cluster", "popularity", "year", "first seen"):
+                label(page, "Colour by").select_option(by)
+                page.wait_for_timeout(400)
+        assert page.locator(".itemlm .js-plotly-plot").count() == 2 and not lost
         use_users(page, expected)
-        shot(page, "users-light-1280")
+        fits(page, "users-light-1280")
         use_what_if(page, expected)
         use_work(page, expected)
-        shot(page, "work-light-1280")
+        fits(page, "work-light-1280")
         use_pair(page, expected)
-        shot(page, "pair-light-1280")
+        fits(page, "pair-light-1280")
         use_runs(page)
-        shot(page, "runs-light-1280")
+        fits(page, "runs-light-1280")
+        tour(page, 1920)
+        tab(page, "Runs")
         label(page, "Run").select_option("other")
         until(lambda: page.locator(".itemlm-compare th", has_text="other − main").count())
         tab(page, "Map")
@@ -587,18 +644,22 @@ def test_lab_looks(browser, place, expected, width, theme):
     with lab(place) as address, lab_page(browser, place, address, width, theme) as page:
         for name, use in (("map", use_map), ("users", use_users), ("what-if", use_what_if), ("work", use_work), ("pair", use_pair)):
             use(page) if use is use_map else use(page, expected)
-            shot(page, f"{name}-{theme.lower()}-{width}")
+            fits(page, f"{name}-{theme.lower()}-{width}")
             assert page.evaluate("[...document.querySelectorAll('.itemlm')].every(e => e.getBoundingClientRect().right <= innerWidth)")
         use_runs(page)
-        shot(page, f"runs-{theme.lower()}-{width}")
+        fits(page, f"runs-{theme.lower()}-{width}")
 
 
 @pytest.mark.slow
 def test_voila(browser, place, expected):
-    "The same notebook without its code."
+    "The same notebook without its code, as voila.json says: for those who have the token, on this machine alone."
     pytest.importorskip("voila")
-    command = ["voila", "nbs/explore.ipynb", "--no-browser", f"--Voila.token={TOKEN}", "--Voila.ip=127.0.0.1"]
+    shutil.copy(ROOT / "voila.json", place)
+    command = ["voila", "nbs/explore.ipynb", "--no-browser", f"--Voila.token={TOKEN}"]
     with server(place, *command, path="voila/static/") as address:
+        assert "login" in urllib.request.urlopen(address, timeout=60).geturl()
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(urllib.request.Request(f"{address}?token={TOKEN}", headers={"Host": "elsewhere.example"}), timeout=60)
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(120_000)
         page.goto(f"{address}?token={TOKEN}", wait_until="domcontentloaded")

@@ -175,7 +175,7 @@ def _picked_html(pair: ModelPair, names: tuple[str, str], picked: int, live: boo
     head = f"<h4 class=name>{page_text(item_names(pair.rec.items.iloc[pair.columns[[picked]]])[0])}</h4>"
     return head + f"<p>{len(both)} of its {pair.k} neighbours are the same (green edge).</p>" + beside("pair", *lists)
 
-# %% ../../nbs/api/explore/86_pairs.ipynb #307d9b0f
+# %% ../../nbs/api/explore/86_pairs.ipynb #cc196b20
 def _changed_lists(pair: ModelPair, live: bool, n: int = 5) -> str:
     "Items whose neighbours changed most and least, popular ones first"
     counts = pair.rec.items["count"].to_numpy()[pair.columns]
@@ -187,7 +187,8 @@ def _changed_lists(pair: ModelPair, live: bool, n: int = 5) -> str:
         cells = zip(rows, item_names(pair.rec.items.iloc[columns]), pair.rec.items.index[columns])
         return [Line(title=name, value=f"{pair.kept[row]:.0%}", item=item * live) for row, name, item in cells]
 
-    return beside("pair", list_html(lines(most), "Changed most"), list_html(lines(least), "Changed least"))
+    lists = beside("pair", list_html(lines(most), "Changed most"), list_html(lines(least), "Changed least"))
+    return lists + f"<p class=note>Shares are of an item's {pair.k} nearest items, kept in the other model.</p>"
 
 
 def pair_sheet(
@@ -206,7 +207,15 @@ def pair_sheet(
     one = "" if picked is None else _picked_html(pair, names, picked, live)
     return Sheet(text + one + _changed_lists(pair, live))
 
-# %% ../../nbs/api/explore/86_pairs.ipynb #b55acbe9
+# %% ../../nbs/api/explore/86_pairs.ipynb #b7682f54
+_LEGENDS = {
+    "Learning curves": "A ring is around the epoch whose weights were kept.",
+    "Users won and lost": (
+        "A number says how many hidden items stand at these ranks, a darker field has more. Orange: the tenth place; dotted: the same rank."
+    ),
+}
+
+
 def runs_sheet(
     first: str | Path,  # a run folder
     second: str | Path,
@@ -216,4 +225,5 @@ def runs_sheet(
     for head, shown in found.sections(*found.runs).items():
         parts.append(f"<h4>{page_text(head)}</h4>")
         parts += [part if isinstance(part, graph_objects().Figure) else f"<div class=wide>{part._repr_html_()}</div>" for part in shown]
+        parts.append(f"<p class=note>{_LEGENDS[head]}</p>" if head in _LEGENDS else "")
     return Sheet(*parts)

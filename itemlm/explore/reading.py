@@ -15,7 +15,7 @@ from .users import NO_ITEM
 from ..serving.recommender import Recommender
 from ..show import COLOURS, GREY, figure, names_of, page_text, plot_text
 
-# %% ../../nbs/api/explore/85_reading.ipynb #cc9feba8
+# %% ../../nbs/api/explore/85_reading.ipynb #52da3295
 _DARK = [[0, "rgba(27,134,200,0)"], [1, "rgb(27,134,200)"]]
 
 
@@ -36,7 +36,7 @@ def _head_figure(
     said = [[f"{names[t]} looks at {names[s]}: {weights[t, s]:.0%}" for s in range(n)] for t in range(n)]
     rows = dict(autorange="reversed", tickvals=steps, ticktext=[f"{title} {first + t}" for t, title in enumerate(short)])
     columns = dict(side="top", tickvals=steps, ticktext=[str(first + s) for s in steps])
-    picture = figure(60 + 20 * n, margin=dict(l=10, r=10, t=30, b=10), xaxis=columns, yaxis=rows)
+    picture = figure(60 + 20 * n, margin=dict(l=10, r=10, t=30, b=10), xaxis=columns, yaxis=rows, meta={"least": 560})
     bar = dict(title=dict(text="share of the row's largest", side="right"), thickness=10, tickformat=".0%")
     look = dict(colorscale=_DARK, zmin=0, zmax=1, xgap=1, ygap=1, colorbar=bar, hovertemplate="%{text}<extra></extra>")
     picture.update_xaxes(showgrid=False, zeroline=False).update_yaxes(showgrid=False, zeroline=False)
@@ -60,7 +60,7 @@ def _heads_figure(
     look = dict(colorscale=_DARK, zmin=0, zmax=1, showscale=False, hovertemplate="%{z:.0%} of the row's largest<extra></extra>")
     return picture.add_heatmap(z=joined.round(3), customdata=numbers, **look)
 
-# %% ../../nbs/api/explore/85_reading.ipynb #adca5da9
+# %% ../../nbs/api/explore/85_reading.ipynb #3ddd3f44
 def _head_name(head: int, heads: int) -> str:
     "What a head is called; -1 = the mean of all"
     return "the mean of all heads" if head < 0 else f"layer {head // heads + 1}, head {head % heads + 1}"
@@ -82,7 +82,8 @@ def attention_sheet(
     looked = "; ".join(f"<b>{page_text(shown[at])}</b> {chosen[-1, at]:.0%}" for at in chosen[-1].argsort()[::-1][:3])
     said = f"In {_head_name(head, heads)}, the last step, <b>{page_text(shown[-1])}</b>, looks most at: {looked}."
     earlier = f"<p class=note>The {n} newest of {len(titles)} steps.</p>" if n < len(titles) else ""
-    top = "<h4>Where attention looks</h4>" + f"<p class=heads>{choices}</p>" * live
+    how = "A row is a step of the history, a column the step it looks at; the darker, the more, beside the most of its row."
+    top = f"<h4>Where attention looks</h4><p class=note>{how}</p>" + f"<p class=heads>{choices}</p>" * live
     return Sheet(top, _heads_figure(recent), f"<p>{said}</p>", _head_figure(chosen, shown, len(titles) - n + 1), earlier)
 
 # %% ../../nbs/api/explore/85_reading.ipynb #419c0a0b
@@ -99,8 +100,15 @@ def _places(
         found[item] = at, ranks
     return found
 
-# %% ../../nbs/api/explore/85_reading.ipynb #9d782087
+# %% ../../nbs/api/explore/85_reading.ipynb #b459ae8a
 _FREE = tuple(colour for colour in COLOURS if colour != COLOURS[4])  # the held-out item has that one
+
+
+def _line_look(n: int) -> dict:
+    "How the n-th line is drawn: another colour, and after the last colour another mark and dash"
+    again = n // len(_FREE) % 3
+    marker, dash = dict(symbol=("circle", "square", "diamond")[again], size=7), ("solid", "dash", "dot")[again]
+    return dict(line=dict(color=_FREE[n % len(_FREE)], width=2, dash=dash), marker=marker)
 
 
 def _add_lines(picture, places: dict, final: list[str], names: dict[str, str], hidden: str | None) -> None:
@@ -114,8 +122,8 @@ def _add_lines(picture, places: dict, final: list[str], names: dict[str, str], h
         picture.add_scatter(x=left[0], y=left[1], name="not in the last list", showlegend=True, **dim)
     for n, (item, (at, ranks)) in enumerate(came.items()):
         if item != hidden:
-            look = dict(line=dict(color=_FREE[n % len(_FREE)], width=2), mode="lines+markers", showlegend=False)
-            picture.add_scatter(x=at, y=ranks, name=plot_text(names[item]), hovertemplate="%{fullData.name}: %{y}<extra></extra>", **look)
+            said = dict(name=plot_text(names[item]), hovertemplate="%{fullData.name}: %{y}<extra></extra>")
+            picture.add_scatter(x=at, y=ranks, mode="lines+markers", showlegend=False, **said, **_line_look(n))
     if hidden in places:
         look = dict(line=dict(color=COLOURS[4], width=4), marker=dict(size=12, symbol="star"), mode="lines+markers", showlegend=True)
         picture.add_scatter(x=places[hidden][0], y=places[hidden][1], name="the hidden item", **look)
@@ -137,7 +145,7 @@ def _add_texts(picture, x: list, y: list, texts: list[str], colours: list[str], 
     look = dict(mode="text", textposition=place, cliponaxis=False, showlegend=False, hoverinfo="skip")
     picture.add_scatter(x=x, y=y, text=texts, textfont=dict(color=colours), **look)
 
-# %% ../../nbs/api/explore/85_reading.ipynb #acacb944
+# %% ../../nbs/api/explore/85_reading.ipynb #8da9b406
 def trace_sheet(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
@@ -151,7 +159,8 @@ def trace_sheet(
     final = table[table["step"] == len(history)]["item"].tolist()  # none where the history holds the whole catalogue
     names, shown, end = dict(zip(table["item"], table["title"])), np.arange(first, len(history) + 1), len(history) - first
     read = ["nothing read yet" if step == 0 else name for step, name in zip(shown, names_of(rec.items, ["", *history])[shown])]
-    picture = figure(150 + 28 * k, margin=dict(l=10, r=270, t=30, b=10), hovermode="closest", **_trace_axes(read, k, hidden is not None))
+    look = dict(margin=dict(l=10, r=270, t=30, b=10), hovermode="closest", meta={"least": 660})
+    picture = figure(150 + 28 * k, **look, **_trace_axes(read, k, hidden is not None))
     picture.update_xaxes(zeroline=False).update_yaxes(zeroline=False)
     _add_lines(picture, _places(table, first), final, names, hidden)
     ends = [COLOURS[4] if item == hidden else GREY for item in final]

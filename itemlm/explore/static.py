@@ -5,15 +5,26 @@
 # %% auto #0
 __all__ = ['to_html']
 
-# %% ../../nbs/api/explore/89_static.ipynb #65625781
+# %% ../../nbs/api/explore/89_static.ipynb #5274beeb
 from pathlib import Path
 
 import numpy as np
 
 from ..core import atomic_write, optional
 from ..explain import attention_weights, items_read
-from .maps import colourings, map_figure, pca_points
-from .pages import Sheet, board_sheet, item_sheet, page_html, user_sheet
+from .maps import MAP_NOTE, colourings, map_figure, pca_points
+from itemlm.explore.pages import (
+    CALM_WHEEL,
+    FIGURE_BAR,
+    FIGURE_CONFIG,
+    FIGURE_STYLE,
+    Sheet,
+    board_sheet,
+    framed,
+    item_sheet,
+    page_html,
+    user_sheet,
+)
 from .pairs import pair_choices, pair_figure, pair_models, pair_places, pair_sheet, runs_sheet
 from .reading import attention_sheet, trace_sheet
 from .umap import saved_map
@@ -22,20 +33,23 @@ from ..runs.ledger import list_runs, runs_table
 from ..serving.recommender import Recommender, load
 from ..show import names_of, page_attribute, page_text
 
-# %% ../../nbs/api/explore/89_static.ipynb #320ce1ed
+# %% ../../nbs/api/explore/89_static.ipynb #1d89af4a
 def _still(figure, number: int = 0) -> str:
     "A figure that finds plotly beside its page and follows the page's width"
-    config = {"displaylogo": False, "responsive": True, "scrollZoom": figure.layout.dragmode == "pan"}
-    size = dict(default_width="100%", default_height=f"{figure.layout.height}px")
-    return figure.to_html(full_html=False, include_plotlyjs="plotly.min.js", config=config, **size)
+    moves = figure.layout.dragmode == "pan"
+    wheel = f"{CALM_WHEEL}calmWheel(document.getElementById('{{plot_id}}'));" if moves else None
+    size = dict(default_width="100%", default_height=f"{figure.layout.height}px", post_script=wheel)
+    config = FIGURE_CONFIG | {"responsive": True, "scrollZoom": moves}
+    drawn = figure.update_layout(modebar=FIGURE_BAR).to_html(full_html=False, include_plotlyjs="plotly.min.js", config=config, **size)
+    return framed(figure, drawn)
 
 
 def _page(name: str, links: str, sheet: Sheet) -> str:
     "A whole page"
     head = f"<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{page_attribute(name)}</title>"
-    return head + page_html(f"<p>{links}</p>{sheet.with_figures(_still)}")
+    return head + page_html(f"<style>{FIGURE_STYLE}</style><p>{links}</p>{sheet.with_figures(_still)}")
 
-# %% ../../nbs/api/explore/89_static.ipynb #a03dedd6
+# %% ../../nbs/api/explore/89_static.ipynb #bfdaf119
 _MOST = 50_000  # points on a map that is sent to somebody
 
 
@@ -44,7 +58,8 @@ def _map_sheet(rec: Recommender, run: Path | None) -> Sheet:
     vectors = rec.item_vectors()
     kept = saved_map(run, vectors)
     shown = Sheet(map_figure(pca_points(vectors) if kept is None else kept, rec, choices=colourings(rec, vectors), height=760, most=_MOST))
-    return shown if rec.n_items <= _MOST else Sheet(f"<p>The {_MOST:,} most popular of {rec.n_items:,} items.</p>", shown)
+    few = f"<p>The {_MOST:,} most popular of {rec.n_items:,} items.</p>" if rec.n_items > _MOST else ""
+    return Sheet(few, shown, f"<p class=note>{MAP_NOTE}</p>")
 
 
 def _items_sheet(rec: Recommender, n: int) -> Sheet:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MapView', 'UserView', 'WhatIfView', 'ReadingView', 'PairView', 'RunsView', 'Explorer', 'explore']
 
-# %% ../../nbs/api/explore/88_views.ipynb #d0af351d
+# %% ../../nbs/api/explore/88_views.ipynb #a2474ca6
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..data.split import Split
 from ..explain import attention_weights, items_read
-from .maps import NEAR_MARK, PICKED_MARK, colourings, map_figure, mark_trace, nearest_items, pca_points
+from .maps import MAP_NOTE, NEAR_MARK, PICKED_MARK, colourings, map_figure, mark_trace, nearest_items, pca_points
 from .pages import Sheet, board_sheet, item_sheet, user_sheet
 from itemlm.explore.pairs import (
     ModelPair,
@@ -32,12 +32,12 @@ from itemlm.explore.pairs import (
 from .reading import attention_sheet, trace_sheet
 from .umap import MapJob, saved_map
 from .users import HeldOut, find_run, held_out, held_out_ranks, known_history, user_slices
-from .widgets import Page, box, choice, close_whole, found_html, typing, user_field
-from ..runs.ledger import list_runs, runs_table
+from .widgets import Page, box, choice, close_whole, found_html, typing, user_field, waiting_html
+from ..runs.ledger import list_runs, read_run, runs_table
 from ..serving.recommender import Recommender, load
 from ..show import cut_text, item_names, names_of, page_text, plot_text
 
-# %% ../../nbs/api/explore/88_views.ipynb #6ed4f124
+# %% ../../nbs/api/explore/88_views.ipynb #24b9caf4
 _NO_USERS = "<p class=error>This run keeps no users: it was saved without histories. Choose a run that fit() wrote.</p>"
 
 
@@ -64,25 +64,18 @@ def _open_safely(path: str) -> tuple[Recommender | None, str]:
 
 
 def _other_runs(folder: Path | None) -> list[tuple[str, str]]:  # name, path
-    "The runs that can be put beside one"
+    "The runs on a set of the same name, which can be put beside one"
     runs = list_runs(folder.parent if folder else None)
-    return [(name, path) for name, path, usable in zip(runs["run"], runs["path"], runs["usable"]) if usable and path != str(folder)]
+    mine = set(runs["dataset"][runs["path"] == str(folder)]) or set(runs["dataset"])
+    runs = runs[runs["usable"] & (runs["path"] != str(folder)) & runs["dataset"].isin(mine)]
+    return list(zip(runs["run"], runs["path"]))
 
-# %% ../../nbs/api/explore/88_views.ipynb #b9c4c134
+# %% ../../nbs/api/explore/88_views.ipynb #bd6b71ea
 def _marks(figure, marked: list[tuple[np.ndarray, np.ndarray]]) -> dict:  # places (n, 2) and names (n,) for each of the last traces
     "What a page's `marks` say"
     first = len(figure.data) - len(marked)
     known = {"x": [points[:, 0].tolist() for points, _ in marked], "y": [points[:, 1].tolist() for points, _ in marked]}
     return known | {"text": [[plot_text(name) for name in names] for _, names in marked], "traces": list(range(first, len(figure.data)))}
-
-
-def _put(holder, page: Page, answer) -> Page:
-    "Show a page in place of the one that is in a box, and answer clicks on its points"
-    old, holder.children = holder.children, [page]
-    for other in old:
-        close_whole(other)
-    page.on("point", answer)
-    return page
 
 # %% ../../nbs/api/explore/88_views.ipynb #5957f368
 def _marked(
@@ -94,7 +87,7 @@ def _marked(
     rows = nearest_items(vectors, picked, k)[0], [picked]
     return [(points[some], item_names(rec.items.iloc[some])) for some in rows]
 
-# %% ../../nbs/api/explore/88_views.ipynb #ab8c6bd8
+# %% ../../nbs/api/explore/88_views.ipynb #1a9ca08e
 class MapView(W.VBox):
     "The item map with search, and the page of the item that is picked"
 
@@ -110,7 +103,8 @@ class MapView(W.VBox):
         self.find, self.progress = typing("Find title", "type a few letters"), W.FloatProgress(0, max=1, description="UMAP", layout=hidden)
         self.status, self.found = Page(kind="status"), Page(kind="found")
         self.near = Page("<p class=note>Click an item, or find one by its title.</p>", kind="near")
-        self.holder = box(kind="itemlm-main", min_width="0", height=f"{height}px", overflow="hidden")
+        self.page = Page(kind="map").add_class("itemlm-main")
+        self.page.on("point", lambda click: self.pick(click["at"]))
         self.by.observe(lambda _: self.draw(), "value")
         self.projection.observe(lambda _: self.move(), "value")
         self.find.observe(lambda change: self.found.show(found_html(rec, change.new)), "value")
@@ -118,16 +112,16 @@ class MapView(W.VBox):
             page.on("pick", lambda click: self.pick(rec.items.index.get_loc(click["item"])))
         self.draw()
         side = box(self.found, self.near, kind="itemlm-side", column=True, height=f"{height}px")
-        whole = W.HBox([self.holder, side], layout=W.Layout(width="100%"))
+        whole = box(self.page, side, kind="itemlm-two", width="100%")
         super().__init__([box(self.by, self.projection, self.find, self.progress), self.status, whole])
 
     def draw(self):
         "The map in the colours chosen; what was picked stays picked"
         self.points = self.maps.get(self.projection.value, self.maps["PCA"])
-        self.figure = map_figure(self.points, self.rec, self.by.value, self.choices, self.height)
+        self.figure = map_figure(self.points, self.rec, self.by.value, self.choices, self.height - 50)
         marked = _marked(self.rec, self.vectors, self.points, self.picked)
         self.figure.add_traces([mark_trace(mark, *places) for mark, places in zip((NEAR_MARK, PICKED_MARK), marked)])
-        self.page = _put(self.holder, Page(Sheet(self.figure), kind="map"), lambda click: self.pick(click["at"]))
+        self.page.show(Sheet(self.figure, f"<p class=note>{MAP_NOTE}</p>"))
 
 # %% ../../nbs/api/explore/88_views.ipynb #280f11a1
 @patch
@@ -171,19 +165,20 @@ def close(self: MapView):
         self.job.stop()
     W.VBox.close(self)
 
-# %% ../../nbs/api/explore/88_views.ipynb #c6947f1e
+# %% ../../nbs/api/explore/88_views.ipynb #57028a52
 class _UserControls(W.VBox):
     "Slice, user, run beside, length of the list, and what becomes of seen items"
 
     def __init__(self, rec: Recommender, slices: list[str], others: list[tuple[str, str]]):
-        look = dict(layout=W.Layout(width="320px"), style={"description_width": "initial"})
+        look = dict(style={"description_width": "initial"})
         self.slice, self.beside = choice("Slice", slices), choice("Beside", [("no other run", ""), *others])
         self.find, self.user = typing("Find user", "the beginning of an id"), W.Select(description="User", rows=16, **look)
+        self.shown = Page(kind="shown")
         self.random = W.Button(description="Random user", icon="random", layout=W.Layout(width="150px"))
         least = min(5, max(1, rec.n_items - 1))  # a slider needs two ends
         self.k = W.IntSlider(min(10, rec.n_items), least, max(min(50, rec.n_items), least + 1), description="k", **look)
-        self.seen = W.ToggleButtons(options={"Drop seen items": "drop", "Keep them": "keep"}, style={"button_width": "150px"})
-        super().__init__([self.slice, self.find, self.user, self.random, self.beside, self.k, self.seen])
+        self.seen = W.ToggleButtons(options={"Drop seen items": "drop", "Keep them": "keep"}, style={"button_width": "auto"})
+        super().__init__([self.slice, self.find, self.user, self.shown, self.random, self.beside, self.k, self.seen])
         self.add_class("itemlm-narrow")
 
 
@@ -192,12 +187,21 @@ def _rows_beginning(held: HeldOut, rows: np.ndarray, text: str) -> np.ndarray:
     return rows[[str(user).startswith(text) for user in held.users[rows]]] if text else rows
 
 
+_LISTED = 200  # users in the list
+
+
+def _listed_text(rows: int, users: int) -> str:
+    "How many users the list shows"
+    few = f"The first {_LISTED} of {rows:,} users; type the beginning of an id to see others." if rows > _LISTED else f"{rows:,} users."
+    return f"<p class=note>{few}{f' {users:,} in all.' if rows < users else ''}</p>"
+
+
 def _user_label(held: HeldOut, ranks: np.ndarray | None, row: int) -> str:
     "A user in the list"
     rank = np.nan if ranks is None else ranks[row]
     return f"{held.users[row]} · {len(held.histories[row])} items" + (f" · rank {rank:,.0f}" if np.isfinite(rank) else "")
 
-# %% ../../nbs/api/explore/88_views.ipynb #04dd6118
+# %% ../../nbs/api/explore/88_views.ipynb #88db786a
 class UserView(W.VBox):
     "One user's history, recommendations and hidden item"
 
@@ -212,15 +216,15 @@ class UserView(W.VBox):
             control.observe(lambda _: self.draw(), "value")
         controls.beside.observe(lambda _: self.open_other(), "value")
         controls.random.on_click(lambda _: self.show_random())
-        main = box(self.page, kind="itemlm-main", margin="0 0 0 20px")
-        super().__init__([W.HBox([controls, main], layout=W.Layout(width="100%"))])
+        super().__init__([box(controls, self.page.add_class("itemlm-main"), kind="itemlm-two", width="100%")])
         self.fill()
 
     def fill(self):
         "List the users of the slice whose id begins as typed"
         asked, typed = self.controls, self.controls.find.value.strip()
         self.rows = _rows_beginning(self.held, self.slices[asked.slice.value], typed)
-        asked.user.options = [(_user_label(self.held, self.ranks, row), int(row)) for row in self.rows[:200]]
+        asked.user.options = [(_user_label(self.held, self.ranks, row), int(row)) for row in self.rows[:_LISTED]]
+        asked.shown.show(_listed_text(len(self.rows), len(self.held)))
         if len(self.rows):
             asked.user.value = int(self.rows[0])
         else:
@@ -234,7 +238,7 @@ class UserView(W.VBox):
             name = f"{Path(asked.beside.value).name}" if self.other else ""
             self.page.show(user_sheet(self.rec, self.held, asked.user.value, asked.k.value, asked.seen.value, self.other, name))
 
-# %% ../../nbs/api/explore/88_views.ipynb #29f343a4
+# %% ../../nbs/api/explore/88_views.ipynb #9fa36075
 @patch
 def show(self: UserView, row: int):
     "Choose one user, listed or not"
@@ -255,21 +259,22 @@ def show_random(self: UserView):
 def open_other(self: UserView):
     "Load the run to put beside"
     path = self.controls.beside.value
+    self.page.show(waiting_html("Opening the run to put beside"))
     self.other, problem = _open_safely(path) if path else (None, "")
     self.draw()
-    if problem:
+    if problem or self.controls.user.value is None:
         self.page.show(problem)
 
-# %% ../../nbs/api/explore/88_views.ipynb #6287d522
+# %% ../../nbs/api/explore/88_views.ipynb #37b16b15
 def _edited(history: list[str], do: str, at: int, item: str) -> list[str]:  # do: add | remove | up | down
-    "A history after one press of a button"
-    history = list(history)
+    "A history after one press of a button; one that came too late for its place changes nothing"
+    history, to = list(history), at + (1 if do == "up" else -1)
     if do == "add":
         return [*history, item]
     if do == "remove":
         return history[:at] + history[at + 1 :]
-    to = at + (1 if do == "up" else -1)
-    history[at], history[to] = history[to], history[at]
+    if 0 <= at < len(history) and 0 <= to < len(history):
+        history[at], history[to] = history[to], history[at]
     return history
 
 
@@ -312,7 +317,7 @@ def _anybody(held: HeldOut) -> str:
     "The id of a random user; none where there is none"
     return str(np.random.default_rng().choice(held.users)) if len(held) else ""
 
-# %% ../../nbs/api/explore/88_views.ipynb #f2eca722
+# %% ../../nbs/api/explore/88_views.ipynb #12accd75
 class ReadingView(W.VBox):
     "Attention over a user's history, and the list while it is read"
 
@@ -326,8 +331,7 @@ class ReadingView(W.VBox):
         for do in ("head", "point"):
             self.looks.on(do, lambda click: self.show_head(click["at"]))
         super().__init__([box(self.user, self.random), self.path, self.looks])
-        if len(self.held):
-            self.user.value = str(self.held.users[0])
+        self.user.value = str(self.held.users[0]) if len(self.held) else ""
 
     def draw(self):
         "The chosen user's history"
@@ -336,6 +340,7 @@ class ReadingView(W.VBox):
             self.path.show(_no_such_user(self.user.value))
             self.looks.show("")
             return
+        self.path.show(waiting_html("Reading the history step by step"))
         self.read = known_history(self.rec, self.held, row)
         self.path.show(trace_sheet(self.rec, self.read, int(self.held.targets[row])))
         self.show_head(self.head)
@@ -363,31 +368,32 @@ def _pair_with(path: str | None, rec: Recommender, folder: Path | None, parts: S
     except (OSError, ValueError) as error:
         return None, _problem(error)
 
-# %% ../../nbs/api/explore/88_views.ipynb #eda3d8e3
+# %% ../../nbs/api/explore/88_views.ipynb #80f7220b
 class PairView(W.VBox):
     "Two models: their maps, and an item's neighbours in both"
 
     def __init__(self, rec: Recommender, parts: Split | None = None, folder: Path | None = None):
-        self.rec, self.parts, self.folder = rec, parts, folder
+        self.rec, self.parts, self.folder, self.item = rec, parts, folder, None  # item: the raw id of what is picked
         self.choices = colourings(rec, rec.item_vectors())  # a model without vectors is an error now
         self.beside = choice("Beside", [*([_BEGINNING] if folder else []), *_other_runs(folder)])
         self.by, self.find = choice("Colour by", [*self.choices, "neighbours kept"], "240px"), typing("Find title", "type a few letters")
-        self.status, self.found, self.text, self.holder = Page(kind="status"), Page(kind="found"), Page(kind="pair"), box(width="100%")
+        self.status, self.found, self.text, self.page = Page(kind="status"), Page(kind="found"), Page(kind="pair"), Page(kind="map")
         self.beside.observe(lambda _: self.open_other(), "value")
         self.by.observe(lambda _: self.draw(), "value")
         self.find.observe(lambda change: self.found.show(found_html(rec, change.new)), "value")
         for page in (self.found, self.text):
             page.on("pick", lambda click: self.pick(click["item"]))
-        super().__init__([box(self.beside, self.by, self.find), self.status, self.found, self.holder, self.text])
+        self.page.on("point", lambda click: self.pick_row(click["at"]))
+        super().__init__([box(self.beside, self.by, self.find), self.status, self.found, self.page, self.text])
         self.open_other()
 
     def open_other(self):
-        "Load the other model and compare"
-        self.status.show("<p class=note>Comparing neighbourhoods …</p>")
+        "Load the other model and compare; what was picked stays picked, if the other knows it"
+        self.status.show(waiting_html("Comparing neighbourhoods"))
         self.pair, problem = _pair_with(self.beside.value, self.rec, self.folder, self.parts)
-        self.picked, self.places = None, self.pair and pair_places(self.pair)
+        rows = np.flatnonzero(self.rec.items.index[self.pair.columns] == self.item) if self.pair else []
+        self.picked, self.places = int(rows[0]) if len(rows) else None, self.pair and pair_places(self.pair)
         self.names = "this run", "its beginning" if self.beside.value == _BEGINNING[1] else Path(self.beside.value or "").name
-        self.holder.layout.display = "flex" if self.pair else "none"
         self.status.show(problem)
         self.draw()
 
@@ -397,9 +403,9 @@ class PairView(W.VBox):
         if self.pair:
             choices = pair_choices(self.pair, self.choices)
             self.figure = pair_figure(self.pair, self.places, self.names, self.by.value, choices, self.picked)
-            self.page = _put(self.holder, Page(Sheet(self.figure), kind="map"), lambda click: self.pick_row(click["at"]))
+        self.page.show(Sheet(self.figure, f"<p class=note>{MAP_NOTE}</p>") if self.pair else "")
 
-# %% ../../nbs/api/explore/88_views.ipynb #e8a391e3
+# %% ../../nbs/api/explore/88_views.ipynb #bf4fb3cd
 @patch
 def pick(self: PairView, item: str):
     "Show an item in both models, by its raw id"
@@ -413,39 +419,69 @@ def pick(self: PairView, item: str):
 @patch
 def pick_row(self: PairView, row: int):
     "Show an item in both models, by its row in the pair"
-    self.picked = row
+    self.picked, self.item = row, self.rec.items.index[self.pair.columns[row]]
     for page in (self.status, self.found):
         page.show("")
     self.text.show(pair_sheet(self.pair, self.names, row, live=True))
     self.page.marks = _marks(self.figure, marked_in_pair(self.pair, self.places, row))
 
-# %% ../../nbs/api/explore/88_views.ipynb #04209da5
+# %% ../../nbs/api/explore/88_views.ipynb #ba955d0a
+def _measured_on(path: str) -> tuple:
+    "What must be equal in two runs that are compared: their data and how they were split"
+    record = read_run(path, whole=False).record
+    identity, data = record.get("identity", {}), record.get("data", {})
+    split = identity.get("split", {})
+    return data.get("fingerprint") or identity.get("data", ""), data.get("split") or split.get("split", "")
+
+
 class RunsView(W.VBox):
     "All runs, and two of them compared"
+
+    filling = False  # the choices are being made, not made by somebody
 
     def __init__(self, folder: Path | None = None):
         runs = list_runs(folder.parent if folder else None)
         can = runs[runs["state"].isin(["finished", "in training"])]
-        options = list(zip(can["run"], can["path"]))
-        mine = next((at for at, (_, path) in enumerate(options) if path == str(folder)), 0)
-        other = next((at for at in range(len(options)) if at != mine), mine)
-        self.first = choice("First", options, index=other if options else None)
-        self.second = choice("Second", options, index=mine if options else None)
+        self.options = {path: (name, _measured_on(path)) for name, path in zip(can["run"], can["path"])}  # path -> name, of what
+        mine = str(folder) if str(folder) in self.options else next(iter(self.options), None)
+        self.first, self.second = choice("First", self._like(None)), choice("Second", [])
         self.table, self.compared = Page(f"<div class=wide>{runs_table(runs)}</div>", kind="runs"), Page(kind="compare")
-        for control in (self.first, self.second):
-            control.observe(lambda _: self.draw(), "value")
+        self.first.value = next((path for _, path in self._like(mine) if path != mine), mine)
+        self.offer(mine)
+        self.first.observe(lambda _: self.offer(self.second.value), "value")
+        self.second.observe(lambda _: self.filling or self.draw(), "value")
         super().__init__([self.table, box(self.first, self.second), self.compared])
-        self.draw()
 
-    def draw(self):
-        "Compare the two runs that are chosen"
-        if self.first.value == self.second.value:
-            self.compared.show("<p class=note>Choose two runs to compare them.</p>")
-            return
-        try:
-            self.compared.show(runs_sheet(self.first.value, self.second.value))
-        except (OSError, ValueError, KeyError) as error:
-            self.compared.show(_problem(f"{error}. Press Refresh to see which runs are there now"))
+    def _like(self, path: str | None) -> list[tuple[str, str]]:  # name, path
+        "The runs on the same data as one of them; of all, where none is named"
+        of = self.options[path][1] if path in self.options else None
+        return [(name, other) for other, (name, theirs) in self.options.items() if of is None or theirs == of]
+
+# %% ../../nbs/api/explore/88_views.ipynb #0324732d
+@patch
+def offer(self: RunsView, second: str | None):
+    "Offer as the second run those on the data of the first; keep the one chosen, if it is among them"
+    options = self._like(self.first.value)
+    paths = [path for _, path in options]
+    self.filling, self.second.options = True, options
+    self.second.value = second if second in paths else next((path for path in paths if path != self.first.value), next(iter(paths), None))
+    self.filling = False
+    self.draw()
+
+
+@patch
+def draw(self: RunsView):
+    "Compare the two runs that are chosen"
+    if self.first.value == self.second.value:
+        alone = len(self._like(self.first.value)) < 2 and self.first.value
+        few = f"There is no other run on the data of {page_text(self.options[self.first.value][0])}." if alone else ""
+        self.compared.show(f"<p class=note>{few or 'Choose two runs to compare them.'}</p>")
+        return
+    self.compared.show(waiting_html("Comparing"))
+    try:
+        self.compared.show(runs_sheet(self.first.value, self.second.value))
+    except (OSError, ValueError, KeyError) as error:
+        self.compared.show(_problem(f"{error}. Press Refresh to see which runs are there now"))
 
 # %% ../../nbs/api/explore/88_views.ipynb #e7977b7a
 _EMPTY = (
@@ -460,7 +496,7 @@ def _run_options(given: Path | None) -> list[tuple[str, str]]:  # name, path
     options = [(name, path) for name, path, usable in zip(runs["run"], runs["path"], runs["usable"]) if usable]
     return options if not given or str(given) in dict(options).values() else [(given.name, str(given)), *options]
 
-# %% ../../nbs/api/explore/88_views.ipynb #422a878d
+# %% ../../nbs/api/explore/88_views.ipynb #8fb1f0c1
 _VIEWS = {
     "Map": lambda e: MapView(e.rec, e.folder),
     "Users": lambda e: UserView(e.rec, e.parts, e.folder),
@@ -480,31 +516,35 @@ class Explorer(W.VBox):
         self.kept = ExitStack()
         self.run, self.refresh = choice("Run", [], "520px"), W.Button(description="Refresh", icon="refresh", layout=W.Layout(width="110px"))
         self.status, self.tabs = Page(kind="status"), W.Tab()
-        super().__init__([W.HBox([self.run, self.refresh]), self.status, self.tabs], layout=W.Layout(width="100%"))
+        super().__init__([box(self.run, self.refresh), self.status, self.tabs], layout=W.Layout(width="100%"))
         self.add_class("itemlm-explorer")
         self.run.observe(lambda _: self.filling or self.open_run(), "value")
         self.refresh.on_click(lambda _: self.fill())
         self.tabs.observe(lambda _: self.build(), "selected_index")
 
-# %% ../../nbs/api/explore/88_views.ipynb #98762615
+# %% ../../nbs/api/explore/88_views.ipynb #53c7eabe
 @patch
 def build(self: Explorer):
     "Make the tab that is looked at, once"
     index = self.tabs.selected_index
     if index is None or index in self.built or index >= len(self.tabs.children):
         return
+    waiting = Page(waiting_html(f"{self.views[index]}: computing"), kind="status")
+    self.tabs.children[index].children = [waiting]
     try:
         self.built[index] = _VIEWS[self.views[index]](self)
     except (ValueError, OSError) as error:
         self.built[index] = Page(_problem(error), kind="status")
     self.built[index].layout.width = "100%"
     self.tabs.children[index].children = [self.built[index]]
+    close_whole(waiting)
 
-# %% ../../nbs/api/explore/88_views.ipynb #2535b7d8
+# %% ../../nbs/api/explore/88_views.ipynb #0fc67f2e
 @patch
 def open_run(self: Explorer):
     "Open the chosen run; the tab that was looked at stays open"
     at, self.folder = self.tabs.selected_index or 0, Path(self.run.value) if self.run.value else None
+    self.status.show(waiting_html("Opening the run"))
     if self.run.value is None:
         self.rec, problem = None, _EMPTY
     else:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATES', 'RunRecord', 'read_run', 'list_runs', 'runs_table']
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #0089a6f8
+# %% ../../nbs/api/runs/51_ledger.ipynb #7ca0ad93
 import json
 import re
 from contextlib import suppress
@@ -19,7 +19,7 @@ import safetensors
 
 from ..core import path_of, read_json
 from .folder import FILES, FORMAT, REPORT, RESUME, check_file, file_of, other_figures, sealed, steady
-from ..show import Html, Table, Value, cell_html, page_attribute
+from ..show import Html, Table, Value, cell_html, cell_text, page_attribute, page_text
 from ..workspace import workspace
 
 # %% ../../nbs/api/runs/51_ledger.ipynb #1b7a0997
@@ -244,9 +244,9 @@ def list_runs(
     table["usable"], table["date"] = table["usable"].astype(bool), pd.to_datetime(table["date"], unit="s", utc=True)
     return table.sort_values("date", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #ec37e70d
+# %% ../../nbs/api/runs/51_ledger.ipynb #908531b0
 _SORT = """const th = event.target.closest('th'), body = this.querySelector('tbody'); if (!th) return;
-const up = th.ariaSort != 'ascending', sign = up ? 1 : -1;
+const best = th.querySelector('[data-best]'), up = th.ariaSort ? th.ariaSort != 'ascending' : !best, sign = up ? 1 : -1;
 const key = row => sign * (row.cells[th.cellIndex].firstChild.dataset.place || sign * Infinity);
 for (const other of th.parentNode.cells) other.ariaSort = other == th ? (up ? 'ascending' : 'descending') : null;
 body.append(...[...body.rows].sort((a, b) => key(a) - key(b)));"""
@@ -263,7 +263,7 @@ def _placed(cells: list, keys: list) -> list[Html]:
     at = [f" data-place={places[key]}" if key is not None else "" for key in keys]
     return [Html(f"<span{place}>{cell_html(cell)}</span>") for place, cell in zip(at, cells)]
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #a2efa223
+# %% ../../nbs/api/runs/51_ledger.ipynb #b081bdf3
 _TEXT_COLUMNS = ("run", "state", "dataset", "model", "preset", "protocol")
 _COUNTS = ("seed", "epochs", "parameters", "seconds")
 
@@ -275,7 +275,8 @@ def _column(runs: pd.DataFrame, name: str) -> tuple[list, list]:
     if name in _COUNTS:
         return [None if value is None else round(value) for value in values], known
     if name == "date":
-        return [value and value.strftime("%Y-%m-%d %H:%M") for value in values], known
+        day = "<span style='white-space:nowrap'>%Y-%m-%d</span> %H:%M"
+        return [value and Html(value.strftime(day)) for value in values], known
     if name in ("ndcg@10", "recall@10"):
         return [Value(*ends) for ends in runs[[name, f"{name}.lo", f"{name}.hi"]].itertuples(index=False)], known
     if name == "state":
@@ -283,18 +284,33 @@ def _column(runs: pd.DataFrame, name: str) -> tuple[list, list]:
         return [f"{mark}{state}\n{why}".strip() for mark, state, why in zip(marks, values, runs["reason"])], list(map(_natural, values))
     return values, [value if isinstance(value, float | None) else _natural(value) for value in known]
 
-# %% ../../nbs/api/runs/51_ledger.ipynb #84c15f3a
+# %% ../../nbs/api/runs/51_ledger.ipynb #9f9ba7e3
 _HEADINGS = {name: name for name in _TEXT_COLUMNS} | {"date": "date (UTC)", "seed": "seed", "epochs": "epochs", "valid": "valid NDCG@10"}
 _HEADINGS |= {"ndcg@10": "test NDCG@10", "recall@10": "test recall@10", "parameters": "parameters", "seconds": "seconds"}
+_SHARED = ("state", "dataset", "model", "preset", "protocol", "seed")
+
+
+def _shared(runs: pd.DataFrame) -> dict[str, str]:  # column -> what all runs say there
+    "What need not be said of each run"
+    said = {name: _column(runs, name)[0] for name in _SHARED}
+    same = {name: cells[0] for name, cells in said.items() if len(cells) > 1 and cells[0] not in ("", None) and len(set(cells)) == 1}
+    return {name: cell_text(cell) for name, cell in same.items() if "\n" not in cell_text(cell)}
+
+# %% ../../nbs/api/runs/51_ledger.ipynb #608edccd
+_BEST_FIRST = ("date", "valid", "ndcg@10", "recall@10")  # the highest or newest first; a second click turns them round
 
 
 def runs_table(
     runs: pd.DataFrame,  # of `list_runs`
 ) -> Html:
-    "The table of runs for a page; its headings sort it"
+    "The table of runs for a page; its headings sort it, and say which way in `aria-sort`"
     if not len(runs):
         return Html("<p>There is no run here yet.</p>")
-    columns = [_placed(*_column(runs, name)) for name in _HEADINGS]
-    head = [Html(f"<button type=button>{heading}</button>") for heading in _HEADINGS.values()]
-    table = Table(head=head, rows=[list(row) for row in zip(*columns)], texts=len(_TEXT_COLUMNS) + 1)
-    return Html(f'<div class="runs" onclick="{page_attribute(_SORT)}">{table._repr_html_()}</div>')
+    shared = _shared(runs)
+    columns = {name: _column(runs, name) for name in _HEADINGS if name not in shared}
+    columns = {name: of for name, of in columns.items() if any(key is not None for key in of[1])}
+    head = [Html(f"<button type=button{' data-best' * (name in _BEST_FIRST)}>{_HEADINGS[name]}</button>") for name in columns]
+    texts = len({*_TEXT_COLUMNS, "date"} & set(columns))
+    table = Table(head=head, rows=[list(row) for row in zip(*(_placed(*of) for of in columns.values()))], texts=texts)
+    common = f"<p>In all of them: {page_text(', '.join(f'{name} {value}' for name, value in shared.items()))}.</p>" if shared else ""
+    return Html(f'{common}<div class="runs" onclick="{page_attribute(_SORT)}">{table._repr_html_()}</div>')
