@@ -17,7 +17,8 @@ train: env  ## train and report; DATASET=beauty, or a path; ARGS="-p epochs 5" f
 	@name=$$(basename -- "$$DATASET"); stem=$${name%.*}; report="runs/train$${stem:+-$$stem}.ipynb"; \
 	set -- $(if $(value DATASET),-r dataset "$$DATASET"); \
 	$(BIN)/papermill nbs/train.ipynb "$$(printf %s "$$report" | sed 's/[{}]/&&/g')" --log-output --no-progress-bar "$$@" $(value ARGS) 2>&1 \
-	    | grep --line-buffered -vE "$(CHATTER)" && echo "The report: $$report"
+	    | grep --line-buffered -vE "$(CHATTER)" | awk '{ print; fflush() } /^The report: / { said = 1 } END { exit !said }'; \
+	set -- "$${PIPESTATUS[@]}"; test "$$1" = 0 || exit "$$1"; test "$$3" = 0 || echo "The report: $$report"
 
 # A path may hold whatever a shell can quote: make expands nothing in it, and the shell gets it from the environment.
 override DATASET := $(value DATASET)
