@@ -39,8 +39,9 @@ CENTRAL = models/31_base models/32_losses data/16_batches metrics/22_statistics 
 docs: dev  ## build the site into _docs
 	$(BIN)/python scripts/docs.py
 
-lab: env  ## open JupyterLab
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
+lab: env  ## open JupyterLab on copies of the notebooks, in lab/
+	@$(BIN)/python scripts/lab.py
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/lab/index.ipynb $(ARGS)
 
 bench: dev  ## measure, and record the figures in bench/results; ONLY=main_job for one topic
 	@set -e; for f in $(or $(ONLY:%=bench/%.py),$(filter-out %/record.py %/peer_rectools.py,$(wildcard bench/*.py))); do \

@@ -6,7 +6,7 @@
 __all__ = ['said_here', 'opened_data', 'run_name', 'Job', 'find_job', 'open_job', 'training_job', 'popularity_report', 'headline',
            'folded', 'show_users', 'plotly_script', 'show_figures']
 
-# %% ../nbs/api/75_jobs.ipynb #5aac47b3
+# %% ../nbs/api/75_jobs.ipynb #8eda4ac9
 import base64
 import gzip
 import json
@@ -24,7 +24,7 @@ import pandas as pd
 import psutil
 from fastcore.basics import patch
 
-from .core import atomic_write, content_hash, optional, read_json
+from .core import atomic_write, content_hash, optional, read_json, starting_command
 from .data.datasets import OPTIONS, load_dataset
 from .data.readers import COLUMNS
 from .data.split import Part, Split, shuffle_ties, split
@@ -32,7 +32,7 @@ from .data.tokenizer import ItemTokenizer
 from .evaluation.report import Report, evaluate, mean_over_users
 from .models.presets import named, preset
 from .models.recipe import TrainingConfig
-from .parameters import TrainParameters, job_parameters, listed, pairs_of, recipe_of, setting, starting_command
+from .parameters import TrainParameters, job_parameters, listed, pairs_of, recipe_of, setting
 from .runs.folder import claim_run
 from .runs.ledger import read_run
 from .serving.recommender import Recommender

@@ -15,6 +15,9 @@ from conftest import NOTEBOOKS, ROOT, named
 
 import itemlm
 
+sys.path.insert(0, str(ROOT / "scripts"))
+import lab  # noqa: E402
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NBDEV = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["nbdev"]
 
@@ -101,3 +104,22 @@ def test_saved_outputs(path):
     assert path.stat().st_size < 1e6, "over 1 MB: saved widgets or large plots"
     outputs = json.dumps([c.get("outputs") for c in json.loads(path.read_text())["cells"]])
     assert not re.findall(r"[^\s\"']*/(?:home|root|tmp|work|Users)/[^\s\"']*", outputs)
+
+
+def test_lab_opens_copies(tmp_path):
+    "A copy nobody changed follows its original, one that was changed stays; git sees nothing of it."
+    source, copies = tmp_path / "nbs", tmp_path / "lab"
+    for name in ("train.ipynb", "how-to/mine.ipynb", ".ipynb_checkpoints/train.ipynb"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("old")
+    assert not lab.copy_notebooks(source, copies)
+    assert sorted(path.relative_to(copies).as_posix() for path in copies.rglob("*.ipynb")) == ["how-to/mine.ipynb", "train.ipynb"]
+    (copies / "train.ipynb").write_text("changed in JupyterLab")
+    assert not lab.copy_notebooks(source, copies)
+    for name in ("train.ipynb", "how-to/mine.ipynb"):
+        (source / name).write_text("new")
+    assert lab.copy_notebooks(source, copies) == [copies / "train.ipynb"]
+    assert [(copies / name).read_text() for name in ("train.ipynb", "how-to/mine.ipynb")] == ["changed in JupyterLab", "new"]
+    (copies / "train.ipynb").unlink()
+    assert not lab.copy_notebooks(source, copies) and (copies / "train.ipynb").read_text() == "new"
+    assert "/lab/" in (ROOT / ".gitignore").read_text().split() and "lab/tree/lab/index.ipynb" in (ROOT / "Makefile").read_text()
