@@ -1371,6 +1371,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'itemlm/models/recipe.py'),
                                       'itemlm.models.recipe.TrainingConfig.identity': ( 'api/models/recipe.html#trainingconfig.identity',
                                                                                         'itemlm/models/recipe.py'),
+                                      'itemlm.models.recipe.TrainingConfig.with_fields': ( 'api/models/recipe.html#trainingconfig.with_fields',
+                                                                                           'itemlm/models/recipe.py'),
                                       'itemlm.models.recipe._check_model': ( 'api/models/recipe.html#_check_model',
                                                                              'itemlm/models/recipe.py')},
             'itemlm.models.text.content_knn': { 'itemlm.models.text.content_knn.ContentKNN': ( 'api/models/text/content_knn.html#contentknn',
