@@ -6,14 +6,14 @@
 __all__ = ['SAVE_EVERY', 'train_step', 'sized', 'build_model', 'prepare_model', 'initial_model', 'sample_targets', 'Trainer',
            'Estimate', 'estimate', 'run_identity', 'read_config', 'fit']
 
-# %% ../../nbs/api/training/55_trainer.ipynb #5d7c6f96
+# %% ../../nbs/api/training/55_trainer.ipynb #2d76f335
 import copy
 import errno
 import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -158,7 +158,7 @@ def shown(
         if line:
             line.close()
 
-# %% ../../nbs/api/training/55_trainer.ipynb #209879a1
+# %% ../../nbs/api/training/55_trainer.ipynb #17e2ac72
 @patch
 def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     "One update; rate and dropout are functions of the step"
@@ -190,6 +190,8 @@ def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
     if p.step % self.steps_per_epoch == 0:
         p.loss, p.targets = 0.0, 0
     self.save()
+    if callable(self.verbose):
+        self.verbose(dict(p.log[-1]))
 
 # %% ../../nbs/api/training/55_trainer.ipynb #f2ce387c
 @patch
@@ -377,14 +379,14 @@ def _finished(folder: Path | None) -> bool:
     "Is there nothing left to do?"
     return bool(folder) and read_record(folder).get("finished", False)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #b14db183
+# %% ../../nbs/api/training/55_trainer.ipynb #04fd87e6
 def fit(
     parts: Split,
     config: TrainingConfig | None = None,  # what to train and how; None = `small()`
     out_dir: str | Path | None = None,  # run folder: log, resume state and the finished recommender; None = keep nothing
     device: str = "auto",  # auto | cpu | cuda | cuda:1 ...
     max_minutes: float | None = None,  # stop after this much time; coming back to the same out_dir goes on
-    verbose: bool = True,  # one line an epoch
+    verbose: bool | Callable[[dict], None] = True,  # one line an epoch; a callable gets each epoch's row besides, for a tracker
 ) -> Recommender:
     "Train a model on the training part, choose its weights on the validation part, and return it as a `Recommender`"
     config = config or small()
