@@ -55,7 +55,7 @@ endif
 .venv/.ready: pyproject.toml constraints.txt
 	@test "$(ENV_WORKS)" = yes || { echo "Building .venv: a few minutes, once"; \
 	    $(or $(PYTHON),$(error itemlm needs Python 3.11 or newer on the PATH)) -m venv --clear .venv; }
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[lab,text]"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[lab,text,tune]"
 	@touch $@
 .venv/.dev: .venv/.ready
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"

@@ -156,6 +156,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'itemlm.data.events._k_core': ('api/data/events.html#_k_core', 'itemlm/data/events.py'),
                                     'itemlm.data.events._kept': ('api/data/events.html#_kept', 'itemlm/data/events.py'),
                                     'itemlm.data.events._knowledge': ('api/data/events.html#_knowledge', 'itemlm/data/events.py'),
+                                    'itemlm.data.events._left_out': ('api/data/events.html#_left_out', 'itemlm/data/events.py'),
                                     'itemlm.data.events._needed': ('api/data/events.html#_needed', 'itemlm/data/events.py'),
                                     'itemlm.data.events._note': ('api/data/events.html#_note', 'itemlm/data/events.py'),
                                     'itemlm.data.events._noted': ('api/data/events.html#_noted', 'itemlm/data/events.py'),

@@ -314,7 +314,7 @@ def item_frame(
     "A data frame that a notebook shows as text: dollars in a title are no formula"
     return _ItemFrame(data, **options)
 
-# %% ../nbs/api/01_show.ipynb #c349b4a5
+# %% ../nbs/api/01_show.ipynb #d3ff94a7
 def _at_terminal(file: TextIO) -> Callable[[str], None]:
     "Write a line over the last one, or, where that cannot be, below it; an empty one ends it"
     if file.isatty():
@@ -322,16 +322,19 @@ def _at_terminal(file: TextIO) -> Callable[[str], None]:
     return lambda line: print(line, file=file, flush=True) if line else None
 
 
-def _in_notebook(display: Callable) -> Callable[[str], None]:
+_SHOWN = {}  # the cell that shows a line -> its output, the same for all lines of that cell
+
+
+def _in_notebook(display: Callable, cell: int) -> Callable[[str], None]:
     "Show a line as an output, and the next one in its place"
-    shown = []
 
     def write(line: str) -> None:
         bundle = {"text/plain": line}
-        if shown:
-            shown[0].update(bundle, raw=True)
+        if cell in _SHOWN:
+            _SHOWN[cell].update(bundle, raw=True)
         elif line:
-            shown.append(display(bundle, raw=True, display_id=True))
+            _SHOWN.clear()
+            _SHOWN[cell] = display(bundle, raw=True, display_id=True)
 
     return write
 
@@ -345,16 +348,16 @@ def _line_writer() -> tuple[Callable[[str], None], float]:  # what writes a line
     if past is not None and any("papermill" in Path(word).name for word in starting_command()[:4]):
         file = open(past, "w", closefd=False, encoding="utf-8")
         return _at_terminal(file), 0.2 if file.isatty() else 30
-    return _in_notebook(optional("IPython.display", "lab").display), 0.5
+    return _in_notebook(optional("IPython.display", "lab").display, shell.execution_count), 0.5
 
-# %% ../nbs/api/01_show.ipynb #babfb01a
+# %% ../nbs/api/01_show.ipynb #7e01ea4a
 class ProgressLine:
-    "How far something is, on a line that moves; nothing is shown of what is done within the first second"
+    "How far something is, on a line that moves; nothing is shown of what is done within two seconds"
 
     def __init__(self, total: int, title: str = ""):
         self.total, self.title, self.started = total, title, time.monotonic()
         self.write, self.every = _line_writer()
-        self.due, self.shown = self.started + max(1.0, self.every), False
+        self.due, self.shown = self.started + max(2.0, self.every), False
 
     def show(
         self,

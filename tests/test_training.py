@@ -178,7 +178,7 @@ def test_every_epoch_is_told_and_changes_nothing(parts):
 
 
 def test_an_epoch_says_how_far_it_is(parts, capsys, monkeypatch):
-    "On a line that moves, at a terminal or past a notebook's cell; nothing of what takes less than a second, and the same numbers."
+    "On a line that moves, at a terminal or past a notebook's cell; nothing of what is soon done, and the same numbers."
     fit(parts, tiny(epochs=1))
     assert "steps" not in capsys.readouterr().err
     said = []

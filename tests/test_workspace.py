@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,20 @@ def test_lab_opens_copies(tmp_path):
     (copies / "train.ipynb").unlink()
     assert not lab.copy_notebooks(source, copies) and (copies / "train.ipynb").read_text() == "new"
     assert "/lab/" in (ROOT / ".gitignore").read_text().split() and "lab/tree/lab/index.ipynb" in (ROOT / "Makefile").read_text()
+
+
+def test_an_installed_clone_is_found_from_the_folder_above(tmp_path):
+    "Python started beside a clone called itemlm sees that folder first; an install by path still brings the package."
+    clone = tmp_path / "itemlm"
+    (clone / "itemlm").mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    (clone / "itemlm/__init__.py").write_text('"A package"\n\n__version__ = "1"\n')
+    build = f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=clone, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        entry = next(wheel.read(name).decode().strip() for name in wheel.namelist() if name.endswith(".pth"))
+    assert Path(entry).resolve() == clone.resolve()
+    assert PathFinder.find_spec("itemlm", [str(tmp_path)]).origin is None  # the folder alone: an empty namespace
+    assert PathFinder.find_spec("itemlm", [str(tmp_path), entry]).origin == str(clone / "itemlm/__init__.py")
