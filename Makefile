@@ -23,7 +23,7 @@ train: env  ## train and report; DATASET=beauty, or a path; ARGS="-p epochs 5" f
 # A path may hold whatever a shell can quote: make expands nothing in it, and the shell gets it from the environment.
 override DATASET := $(value DATASET)
 export DATASET
-CHATTER = ^(Executing|Ending|Input Notebook|Output Notebook|Passed unknown parameter|\[IPKernelApp\])|^ *$$|^Html\([0-9,]+ characters\)$$
+CHATTER = ^(Executing|Ending|Input Notebook|Output Notebook|Passed unknown parameter|\[IPKernelApp\])|^ *$$
 
 test: dev browser  ## run every notebook and every check
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope $(ARGS)

@@ -24,12 +24,14 @@ from tqdm import tqdm
 
 from .core import optional, starting_command
 
-# %% ../nbs/api/01_show.ipynb #28deaa62
+# %% ../nbs/api/01_show.ipynb #1e5fa7d9
 class Html(str):
     "Text that notebooks show as HTML"
 
     def __repr__(self) -> str:
-        return f"Html({len(self):,} characters)"
+        "Its words, for a log: what is folded away, scripts and styles left out"
+        words = re.sub(r"<(style|script)\b.*?</\1>|(?<=</summary>).*?</details>|<[^>]*>", " ", self, flags=re.S)
+        return cut_text(" ".join(html.unescape(words).split()), 200)
 
     def _repr_html_(self) -> str:
         return str(self)
