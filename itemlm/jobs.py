@@ -331,7 +331,7 @@ def plotly_script() -> Html:
     usual = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"  # of b85encode
     return Html(_LIBRARY % (text.translate(str.maketrans(usual, _DIGITS)), _DIGITS, len(data)))
 
-# %% ../nbs/api/75_jobs.ipynb #1bd7621f
+# %% ../nbs/api/75_jobs.ipynb #248fb8d0
 def _figure_html(figure: dict) -> str:
     "A plotly figure that waits for the library of its page"
     text = optional("plotly.io", "lab").to_json(figure, validate=False).replace("<", "\\u003c")
@@ -340,7 +340,7 @@ def _figure_html(figure: dict) -> str:
     box = f"<div id='{name}' class='plotly-graph-div' style='height: {height}px'></div>"
     return f"{box}<script>window.itemlmPlotly?.then((Plotly) => {{ {draw} }})</script>"
 
-
+# %% ../nbs/api/75_jobs.ipynb #d398849f
 _LIVE = re.compile(r"(jupyter[-_]?)?(lab|notebook|server|labhub|hub-singleuser|console|qtconsole|voila|nbclassic)(\.exe)?")
 
 
