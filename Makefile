@@ -17,12 +17,13 @@ train: env  ## train and report; DATASET=beauty, or a path; ARGS="-p epochs 5" f
 	@name=$$(basename -- "$$DATASET"); stem=$${name%.*}; report="runs/train$${stem:+-$$stem}.ipynb"; \
 	set -- $(if $(value DATASET),-r dataset "$$DATASET"); \
 	$(BIN)/papermill nbs/train.ipynb "$$(printf %s "$$report" | sed 's/[{}]/&&/g')" --log-output --no-progress-bar "$$@" $(value ARGS) 2>&1 \
-	    | grep --line-buffered -vE "$(CHATTER)" && echo "The report: $$report"
+	    | grep --line-buffered -vE "$(CHATTER)" | awk '{ print; fflush() } /^The report: / { said = 1 } END { exit !said }'; \
+	set -- "$${PIPESTATUS[@]}"; test "$$1" = 0 || exit "$$1"; test "$$3" = 0 || echo "The report: $$report"
 
 # A path may hold whatever a shell can quote: make expands nothing in it, and the shell gets it from the environment.
 override DATASET := $(value DATASET)
 export DATASET
-CHATTER = ^(Executing|Ending|Input Notebook|Output Notebook|Passed unknown parameter|\[IPKernelApp\])|^ *$$|^Html\([0-9,]+ characters\)$$
+CHATTER = ^(Executing|Ending|Input Notebook|Output Notebook|Passed unknown parameter|\[IPKernelApp\])|^ *$$
 
 test: dev browser  ## run every notebook and every check
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope $(ARGS)
@@ -38,8 +39,9 @@ CENTRAL = models/31_base models/32_losses data/16_batches metrics/22_statistics 
 docs: dev  ## build the site into _docs
 	$(BIN)/python scripts/docs.py
 
-lab: env  ## open JupyterLab
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
+lab: env  ## open JupyterLab on copies of the notebooks, in lab/
+	@$(BIN)/python scripts/lab.py
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/lab/index.ipynb $(ARGS)
 
 explore: env  ## serve the explorer by itself; voila.json asks for a token, answers this machine alone and lets idle kernels go
 	$(BIN)/voila nbs/explore.ipynb $(ARGS)
@@ -56,7 +58,7 @@ endif
 .venv/.ready: pyproject.toml constraints.txt
 	@test "$(ENV_WORKS)" = yes || { echo "Building .venv: a few minutes, once"; \
 	    $(or $(PYTHON),$(error itemlm needs Python 3.11 or newer on the PATH)) -m venv --clear .venv; }
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[lab,text]"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[lab,text,tune]"
 	@touch $@
 .venv/.dev: .venv/.ready
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"

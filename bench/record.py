@@ -2,7 +2,8 @@
 
 A script under `bench/` measures and calls `record("topic", {"key": number})`. Every figure keeps the commit and the day it was
 measured at. A long job records after every unit of work and asks `recorded("topic")` where it stopped: figures of this commit.
-What many runs reached is one table, `bench/results/runs.jsonl`, which nbs/compare.ipynb writes and `runs` reads.
+What many runs reached is one table, `bench/results/runs.jsonl`, which nbs/compare.ipynb writes with `-p records bench/results` and
+`runs` reads.
 """
 
 import json

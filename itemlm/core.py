@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['path_of', 'whole_number', 'number_between', 'atomic_write', 'Ragged', 'content_hash', 'file_hash', 'flatten',
-           'read_json', 'write_json', 'memory_budget', 'resolve_device', 'optional', 'versions']
+           'read_json', 'write_json', 'memory_budget', 'resolve_device', 'optional', 'starting_command', 'versions']
 
-# %% ../nbs/api/00_core.ipynb #6a34746d
+# %% ../nbs/api/00_core.ipynb #2a53c73a
 import hashlib
 import importlib
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import psutil
 import torch
 from fastcore.basics import patch
 
@@ -260,6 +261,14 @@ def optional(
     except ImportError as error:
         library = module.split(".")[0]
         raise ImportError(f"this needs {library}, which is not installed ({error}): pip install 'itemlm[{extra}]'") from None
+
+# %% ../nbs/api/00_core.ipynb #88bbdeda
+def starting_command() -> list[str]:
+    "The words of the command that started this notebook's kernel; empty where that is not known"
+    try:
+        return psutil.Process(int(os.environ["JPY_PARENT_PID"])).cmdline()
+    except (psutil.Error, KeyError, ValueError, OSError):
+        return []
 
 # %% ../nbs/api/00_core.ipynb #5d8c3191
 def versions() -> dict[str, str]:

@@ -6,23 +6,25 @@
 __all__ = ['said_here', 'opened_data', 'run_name', 'Job', 'find_job', 'open_job', 'training_job', 'popularity_report', 'headline',
            'folded', 'show_users', 'plotly_script', 'show_figures']
 
-# %% ../nbs/api/75_jobs.ipynb #6455461b
+# %% ../nbs/api/75_jobs.ipynb #8eda4ac9
 import base64
 import gzip
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 from fastcore.basics import patch
 
-from .core import content_hash, optional
+from .core import atomic_write, content_hash, optional, read_json, starting_command
 from .data.datasets import OPTIONS, load_dataset
 from .data.readers import COLUMNS
 from .data.split import Part, Split, shuffle_ties, split
@@ -30,7 +32,7 @@ from .data.tokenizer import ItemTokenizer
 from .evaluation.report import Report, evaluate, mean_over_users
 from .models.presets import named, preset
 from .models.recipe import TrainingConfig
-from .parameters import TrainParameters, job_parameters, listed, pairs_of, recipe_of, setting, starting_command
+from .parameters import TrainParameters, job_parameters, listed, pairs_of, recipe_of, setting
 from .runs.folder import claim_run
 from .runs.ledger import read_run
 from .serving.recommender import Recommender
@@ -329,7 +331,7 @@ def plotly_script() -> Html:
     usual = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"  # of b85encode
     return Html(_LIBRARY % (text.translate(str.maketrans(usual, _DIGITS)), _DIGITS, len(data)))
 
-# %% ../nbs/api/75_jobs.ipynb #55a4b7e6
+# %% ../nbs/api/75_jobs.ipynb #248fb8d0
 def _figure_html(figure: dict) -> str:
     "A plotly figure that waits for the library of its page"
     text = optional("plotly.io", "lab").to_json(figure, validate=False).replace("<", "\\u003c")
@@ -338,15 +340,27 @@ def _figure_html(figure: dict) -> str:
     box = f"<div id='{name}' class='plotly-graph-div' style='height: {height}px'></div>"
     return f"{box}<script>window.itemlmPlotly?.then((Plotly) => {{ {draw} }})</script>"
 
+# %% ../nbs/api/75_jobs.ipynb #d398849f
+_LIVE = re.compile(r"(jupyter[-_]?)?(lab|notebook|server|labhub|hub-singleuser|console|qtconsole|voila|nbclassic)(\.exe)?")
+
+
+def _becomes_a_report(
+    words: list[str],  # of the command that started the kernel
+) -> bool:
+    "Does a program run the notebook, with nobody in front of it?"
+    names = [Path(word).name for word in words[:4]]
+    if any(name in word for word in names for name in ("papermill", "nbconvert")):
+        return True
+    pages = "IN_TEST" in os.environ  # nbdev's own runs: the pages of this project get plotly beside them
+    return bool(words) and not pages and not any(map(_LIVE.fullmatch, names))
+
 
 def show_figures(
-    whole: bool | None = None,  # carry plotly's library along; None = where papermill or nbconvert runs the notebook
+    whole: bool | None = None,  # carry plotly's library along; None = where a program runs the notebook, such as papermill
 ) -> None:
     "In a job notebook: show figures by their data, and as HTML for a report"
     pio = optional("plotly.io", "lab")
-    if whole is None:
-        whole = any(name in Path(word).name for word in starting_command()[:4] for name in ("papermill", "nbconvert"))
-    if not whole:
+    if not (_becomes_a_report(starting_command()) if whole is None else whole):
         pio.renderers.default = "plotly_mimetype+notebook_connected"
         return
 
@@ -357,3 +371,93 @@ def show_figures(
     pio.renderers["carried"] = Carried()
     pio.renderers.default = "plotly_mimetype+carried"
     optional("IPython.display", "lab").display_html(plotly_script(), raw=True)
+
+# %% ../nbs/api/75_jobs.ipynb #483e60fb
+def _papermill_notebook(
+    words: list[str],  # of the command that started the kernel
+    place: Path,  # where that command was given
+) -> Path | None:  # None: papermill's command did not start it, or writes no file
+    "The notebook that papermill writes while it runs this one"
+    at = next((n for n, word in enumerate(words[:4]) if Path(word).name.startswith("papermill")), None)
+    if at is None:
+        return None
+    given = optional("papermill.cli", "lab").papermill.make_context("papermill", words[at + 1 :], resilient_parsing=True).params
+    with suppress(AttributeError, LookupError, ValueError, OSError):  # no path, one that papermill makes of parameters, or none of a file
+        path = place / given["output_path"].format()
+        return path if path.is_file() else None
+    return None
+
+# %% ../nbs/api/75_jobs.ipynb #2c8763ed
+def _kept_notebook(
+    notebook: dict,  # as it is on disk, its last cell still running
+    job: Job,
+    said: str,  # what that cell prints
+) -> dict | None:  # None: it tells of another run
+    "A notebook as the report of its run"
+    shown = json.dumps([cell.get("outputs", []) for cell in notebook.get("cells", [])])
+    if job.folder.name not in shown:
+        return None
+    status = lambda cell: cell["metadata"].get("papermill", {}).get("status")
+    cells, at = notebook["cells"], next((n for n, cell in enumerate(notebook["cells"]) if status(cell) == "running"), -1)
+    told = f"# {job.folder.name}\n\n> {job.asked.model}, {job.asked.preset}, on {job.parts.events}".replace("$", "\\$")
+    first = cells[0] | {"source": told} if cells[0]["cell_type"] == "markdown" else cells[0]
+    last = cells[at] | {"outputs": [{"name": "stdout", "output_type": "stream", "text": said + "\n"}]}
+    done = last["metadata"] | {"papermill": last["metadata"].get("papermill", {}) | {"status": "completed"}}
+    rest = [first, *cells[1:at], last | {"metadata": done}, *(cells[at + 1 :] if at + 1 else [])]
+    return notebook | {"cells": rest, "metadata": notebook["metadata"] | {"title": job.folder.name}}
+
+# %% ../nbs/api/75_jobs.ipynb #23eabc69
+def _near(path: Path, place: Path) -> str:
+    "A path as it is written at a place of the same project"
+    path, root = path.resolve(), workspace().root.resolve()
+    return Path(os.path.relpath(path, place)).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _next_steps(job: Job) -> str:
+    "What can be done with a run, as it is typed"
+    here, there = _near(job.folder, Path.cwd()), _near(job.folder, workspace().root)
+    quoted = lambda path: f"'{path}'" if re.search(r"[^\w./-]", path) else path
+    item = str(job.parts.events.items.index[0])
+    steps = {} if job.finished else {"train on from here": "the same command again"}
+    steps |= {
+        "look at what it has learnt": f"papermill nbs/explore.ipynb out.ipynb -p run {quoted(there)}",
+        "recommend, in Python": f"from itemlm import *; rec = load({here!r}); rec.recommend(items=[{item!r}], k=10)",
+        "the same with another seed": f"papermill nbs/train.ipynb out.ipynb -p like {quoted(there)} -p seed {job.asked.seed + 1}",
+        "set two runs side by side": f"compare([{here!r}, ...])",
+        "a page to send": f"jupyter nbconvert --to html {quoted(there)}/report.ipynb",
+    }
+    return "Next:\n" + "\n".join(f"  {what:<28} {how}" for what, how in steps.items())
+
+# %% ../nbs/api/75_jobs.ipynb #90c6dba7
+def _write_report(job: Job, notebook: Path, said: str) -> bool:  # False: the notebook tells of another run by now
+    "Put the notebook that papermill writes into the folder of its run"
+    kept = _kept_notebook(read_json(notebook), job, said)
+    if kept:
+        with atomic_write(job.folder / "report.ipynb") as temporary:
+            temporary.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return bool(kept)
+
+
+def _notebook_here() -> Path | None:
+    "The notebook that papermill's command writes while it runs this kernel"
+    with suppress(psutil.Error, KeyError, ValueError, OSError):
+        return _papermill_notebook(starting_command(), Path(psutil.Process(int(os.environ["JPY_PARENT_PID"])).cwd()))
+    return None
+
+
+@patch
+def close(self: Job) -> None:
+    "Say what the folder holds and what to do next; keep the notebook there, where papermill runs it"
+    written, kept, here = _notebook_here(), self.folder / "report.ipynb", _near(self.folder, Path.cwd())
+    inside = written is not None and written.resolve().parent == self.folder.resolve()
+    names = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")} | (
+        {kept.name} if written and not inside else set()
+    )
+    held, steps = f"{here} holds {', '.join(sorted(names))}", _next_steps(self)
+    said = lambda line: "\n".join([held, line, "", steps])
+    if written is None:
+        print(said(f"To keep this notebook with its run, save it as {here}/{kept.name}"))
+    elif inside or _write_report(self, written, said(f"The report: {here}/{kept.name}")):
+        print(said(f"The report: {here}/{(written if inside else kept).name}"))
+    else:
+        print(said(f"The report: {_near(written, Path.cwd())}, which another run writes too: give each run a notebook of its own"))

@@ -5,25 +5,33 @@
 # %% auto #0
 __all__ = ['SMALL', 'COLOURS', 'GREY', 'FAINT', 'Html', 'page_text', 'page_attribute', 'cut_text', 'plot_text', 'digits', 'span',
            'percent', 'Value', 'cell_html', 'cell_text', 'Table', 'facts', 'graph_objects', 'figure', 'subplots',
-           'item_titles', 'item_names', 'names_of', 'item_frame']
+           'item_titles', 'item_names', 'names_of', 'item_frame', 'ProgressLine']
 
-# %% ../nbs/api/01_show.ipynb #5feefa36
+# %% ../nbs/api/01_show.ipynb #e7241cc4
 import html
 import re
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
-from .core import optional
+from .core import optional, starting_command
 
-# %% ../nbs/api/01_show.ipynb #28deaa62
+# %% ../nbs/api/01_show.ipynb #1e5fa7d9
 class Html(str):
     "Text that notebooks show as HTML"
 
     def __repr__(self) -> str:
-        return f"Html({len(self):,} characters)"
+        "Its words, for a log: what is folded away, scripts and styles left out"
+        words = re.sub(r"<(style|script)\b.*?</\1>|(?<=</summary>).*?</details>|<[^>]*>", " ", self, flags=re.S)
+        return cut_text(" ".join(html.unescape(words).split()), 200)
 
     def _repr_html_(self) -> str:
         return str(self)
@@ -307,3 +315,66 @@ def item_frame(
 ) -> pd.DataFrame:
     "A data frame that a notebook shows as text: dollars in a title are no formula"
     return _ItemFrame(data, **options)
+
+# %% ../nbs/api/01_show.ipynb #d3ff94a7
+def _at_terminal(file: TextIO) -> Callable[[str], None]:
+    "Write a line over the last one, or, where that cannot be, below it; an empty one ends it"
+    if file.isatty():
+        return lambda line: print(f"\r{line}\x1b[K", end="", file=file, flush=True)
+    return lambda line: print(line, file=file, flush=True) if line else None
+
+
+_SHOWN = {}  # the cell that shows a line -> its output, the same for all lines of that cell
+
+
+def _in_notebook(display: Callable, cell: int) -> Callable[[str], None]:
+    "Show a line as an output, and the next one in its place"
+
+    def write(line: str) -> None:
+        bundle = {"text/plain": line}
+        if cell in _SHOWN:
+            _SHOWN[cell].update(bundle, raw=True)
+        elif line:
+            _SHOWN.clear()
+            _SHOWN[cell] = display(bundle, raw=True, display_id=True)
+
+    return write
+
+
+def _line_writer() -> tuple[Callable[[str], None], float]:  # what writes a line; seconds between two
+    "Where somebody who waits looks"
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None or "kernel" not in shell.trait_names():
+        return _at_terminal(sys.stderr), 0.2 if sys.stderr.isatty() else 30
+    past = vars(sys.stderr).get("_original_stdstream_copy")  # ipykernel's: what its own process was given as stderr
+    if past is not None and any("papermill" in Path(word).name for word in starting_command()[:4]):
+        file = open(past, "w", closefd=False, encoding="utf-8")
+        return _at_terminal(file), 0.2 if file.isatty() else 30
+    return _in_notebook(optional("IPython.display", "lab").display, shell.execution_count), 0.5
+
+# %% ../nbs/api/01_show.ipynb #7e01ea4a
+class ProgressLine:
+    "How far something is, on a line that moves; nothing is shown of what is done within two seconds"
+
+    def __init__(self, total: int, title: str = ""):
+        self.total, self.title, self.started = total, title, time.monotonic()
+        self.write, self.every = _line_writer()
+        self.due, self.shown = self.started + max(2.0, self.every), False
+
+    def show(
+        self,
+        done: int,
+        note: str = "",  # stands behind it
+    ) -> None:
+        "Say how much is done, if it is time to"
+        now = time.monotonic()
+        if now >= self.due:
+            bar = tqdm.format_meter(done, self.total, now - self.started, ncols=100, prefix=self.title, unit=" steps", postfix=note)
+            self.write(bar)
+            self.due, self.shown = now + self.every, True
+
+    def close(self) -> None:
+        "Take the line away, where that can be done"
+        if self.shown:
+            self.write("")
+            self.shown = False

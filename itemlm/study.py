@@ -284,16 +284,16 @@ def _keep(path: Path, study: dict, comparison: Comparison) -> None:
         others = [known for known in lines if known not in older]
         _write_lines(path, sorted([*others, line], key=lambda known: [known[name] for name in _STUDY]))
 
-# %% ../nbs/api/90_study.ipynb #b0c6b2f1
+# %% ../nbs/api/90_study.ipynb #8ffb7e7a
 def compare_recorded(
     runs: list[TrainParameters],  # from `plan`; those that are not recorded, or not finished here, are left out
-    records: str | Path,  # the table of records
+    records: str | Path | list[dict],  # the table of records, or what it holds
     tests: str | Path,  # the table of comparisons
     folder: str | Path | None = None,  # of the run folders; None = the workspace's
     metrics: tuple[str, ...] = ("ndcg@10", "recall@10"),
 ) -> dict[tuple, Comparison]:  # by data set, preset, protocol and ties
     "Paired tests of all models that are finished on this machine, recorded for each data set"
-    known, studies = read_records(records), {}
+    known, studies = records if isinstance(records, list) else read_records(records), {}
     for asked in (
         asked for asked in runs if asked.ties == "as_is" and _recorded(asked, known)
     ):  # shuffled by each seed anew: other targets
@@ -470,7 +470,7 @@ def search_table(
     rows = [[key, round(seconds), epochs, valid, preset, f"{valid / preset:.3f}"] for key, seconds, epochs, valid, preset in rows]
     return Table(head=["setting", "seconds", "epochs", "validation ndcg@10", "preset, as many epochs", "ratio"], rows=rows)
 
-# %% ../nbs/api/90_study.ipynb #0fd7e246
+# %% ../nbs/api/90_study.ipynb #2b0ba587
 @dataclass(frozen=True, kw_only=True)
 class StudyParameters:
     "What `compare.ipynb` is asked for"
@@ -487,7 +487,7 @@ class StudyParameters:
     unit: float = 20.0  # minutes of training between two saves of the whole run
     device: str = "auto"
     settings: str = ""  # of every run: other parameters of train.ipynb, such as "k_core=10, model.width=128"
-    records: str = ""  # folder of the tables; empty = bench/results
+    records: str = ""  # folder of the tables; empty = the workspace's runs, and what ships in bench/results is read beside them
     runs_dir: str = ""  # folder of the run folders; empty = the workspace's
 
 # %% ../nbs/api/90_study.ipynb #d24f1d84
@@ -533,18 +533,40 @@ class Study:
 
     __repr__ = __str__
 
-# %% ../nbs/api/90_study.ipynb #bbfeb600
+# %% ../nbs/api/90_study.ipynb #0cf97538
+_TABLES = ("runs.jsonl", "tests.jsonl")  # of records, of comparisons
+
+
+def _stands_in(asked: TrainParameters, shipped: list[dict]) -> bool:
+    "Does this very run ship?"
+    try:
+        return _recorded(asked, shipped)
+    except ValueError:  # made otherwise: not the run that is asked for
+        return False
+
+
+def _with_shipped(own: dict[str, Comparison], shipped: dict[str, Comparison]) -> dict[str, Comparison]:
+    "Comparisons by data set: those that ship, but where one of the user's has a model more"
+    more = lambda name: name not in shipped or set(own[name].names) - set(shipped[name].names)
+    return shipped | {name: comparison for name, comparison in own.items() if more(name)}
+
+# %% ../nbs/api/90_study.ipynb #0716fad7
 def open_study(
     asked: StudyParameters,
 ) -> Study:
     "Carry the study out for as long as its parameters allow, and read what is recorded"
-    place = workspace().root / (asked.records or "bench/results")
-    records, tests, folder = place / "runs.jsonl", place / "tests.jsonl", asked.runs_dir or None
-    runs = _planned(asked)
-    left = carry_out(runs, records, asked.minutes, asked.unit, folder)
+    work = workspace()
+    records, tests = ((work.root / asked.records if asked.records else work.runs) / name for name in _TABLES)
+    shipped, shipped_tests = (work.root / "bench/results" / name if not asked.records else None for name in _TABLES)
+    there, folder, runs = read_records(shipped) if shipped else [], asked.runs_dir or None, _planned(asked)
+    left = carry_out([run for run in runs if not _stands_in(run, there)], records, asked.minutes, asked.unit, folder)
+    own = read_records(records)
+    both = [*own, *(one for one in there if _key(one) not in set(map(_key, own)))]
     if asked.minutes:
-        compare_recorded(runs, records, tests, folder)
+        compare_recorded([run for run in runs if run not in left], both, tests, folder)
     sets, how = listed(asked.datasets), (asked.preset, asked.protocol, _more_data(runs[0].deciding()) if runs else "")
     alike = lambda one: (one["preset"], one["protocol"], _more_data(one["params"])) == how
-    found = [one for one in read_records(records) if one["dataset"] in sets and alike(one)]
-    return Study(asked=asked, runs=runs, left=left, records=found, comparisons=read_comparisons(tests, sets, *how))
+    theirs = read_comparisons(shipped_tests, sets, *how) if shipped else {}
+    found = [one for one in both if one["dataset"] in sets and alike(one)]
+    comparisons = _with_shipped(read_comparisons(tests, sets, *how), theirs)
+    return Study(asked=asked, runs=runs, left=left, records=found, comparisons=comparisons)

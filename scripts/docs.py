@@ -146,6 +146,19 @@ def add_assets(site: Docs) -> None:
         print("npm could not fetch KaTeX: formulas will load it from its CDN", file=sys.stderr)
 
 
+CLOSE_SEARCH = """
+// a result on the page that is open: nothing is loaded, so nothing else closes the list
+document.addEventListener("click", (event) => { const list = event.target.closest(".search-result")?.parentNode;
+  if (list) { list.classList.remove("show"); document.activeElement?.blur(); } });
+"""
+
+
+def mend_search(site: Docs) -> None:
+    "A picked search result closes the list"
+    script = site.out / "site_libs/smalldocs.js"
+    script.write_text(script.read_text(encoding="utf-8") + CLOSE_SEARCH, encoding="utf-8")
+
+
 def add_sources(site: Docs) -> None:
     "Write every module as a page, for the `source` links"
     from pygments import highlight
@@ -173,6 +186,7 @@ def main() -> None:
     site.out = ROOT / "_docs"
     pages = site.build()
     add_assets(site)
+    mend_search(site)
     add_sources(site)
     mend_anchors(site.out)
     for src, href in site.broken:

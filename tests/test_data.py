@@ -547,3 +547,15 @@ def test_a_million_interactions_in_seconds(tmp_path):
     events = read_events(tmp_path / "big.csv")
     assert time.process_time() - start < 10  # 2 s on a quiet one
     assert events.n_users == 6000
+
+
+def test_columns_with_a_meaning_that_nothing_reads_are_said(tmp_path, capsys):
+    "A title, or what was done, is no part of the events: the note says what to type, and after that it is gone."
+    (tmp_path / "shop.csv").write_text("user,item,time,event_type,title,price\na,x,1,view,Tea,3\na,y,2,buy,Egg,1\n")
+    read_events(tmp_path / "shop.csv")
+    said = capsys.readouterr().out
+    assert "note: column event_type is not read, all rows count alike; where={'event_type': 'view'} reads some alone" in said
+    assert "note: column title is not read; titles come from an item table" in said and "price" not in said
+    titles = pd.DataFrame({"item": ["x", "y"], "title": ["Tea", "Egg"]})
+    events = read_events(tmp_path / "shop.csv", where={"event_type": ["view", "buy"]}, items=titles)
+    assert "is not read" not in capsys.readouterr().out and events.items["title"].tolist() == ["Tea", "Egg"]

@@ -73,23 +73,43 @@ def test_no_broken_links(pages):
     assert not broken
 
 
-def test_pages_open_in_a_browser(pages, browser):
-    "No script fails and nothing comes from another address."
+@pytest.fixture(scope="module")
+def site_in_browser(pages, browser):
+    "The site's address, and a tab for it."
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=SITE)
     handler.log_message = lambda *args: None
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    here = f"http://127.0.0.1:{server.server_port}"
-    problems, tab = [], browser.new_page()
+    tab = browser.new_page()
+    yield f"http://127.0.0.1:{server.server_port}", tab
+    tab.close()
+    server.shutdown()
+
+
+def test_pages_open_in_a_browser(pages, site_in_browser):
+    "No script fails and nothing comes from another address."
+    (here, tab), problems = site_in_browser, []
     tab.on("pageerror", lambda error: problems.append(f"{tab.url}: {error}"))
     tab.on("request", lambda r: r.url.startswith((here, "data:", "blob:")) or problems.append(f"{tab.url}: {r.url}"))
     tab.on("response", lambda r: r.status >= 400 and problems.append(f"{tab.url}: {r.url} {r.status}"))
     for page in pages:
         tab.goto(f"{here}/{page.relative_to(SITE).as_posix()}")
         assert tab.title()
-    tab.close()
-    server.shutdown()
     assert not problems
+
+
+@pytest.mark.parametrize("query, page", [("deploy", "how-to/deploy.html"), ("onnx", "how-to/deploy.html")])
+def test_a_search_leads_to_its_page(site_in_browser, query, page):
+    "A how-to page stands first; a result on the page that is open closes the list."
+    here, tab = site_in_browser
+    tab.goto(f"{here}/{page}")
+    tab.fill(".smalldocs-search input", query)
+    first = tab.locator(".search-result").first
+    first.wait_for()
+    assert page in first.get_attribute("href")
+    first.click()
+    tab.wait_for_timeout(200)
+    assert page in tab.url and not tab.locator(".smalldocs-search-results.show").count()
 
 
 def test_readme_is_short_and_markdown():

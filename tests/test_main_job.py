@@ -144,6 +144,17 @@ def test_report_is_small_and_whole(small):
     assert not [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
 
 
+def test_report_lies_with_its_run(small):
+    "It names its run and data, holds its figures, and ends with what to type next."
+    cells = json.loads((small / "report.ipynb").read_text())["cells"]
+    assert "".join(cells[0]["source"]).startswith("# small\n\n> item_lm, small, on Events(ml-latest-small: 671 users")
+    said = "".join(cells[-1]["outputs"][0]["text"])
+    assert "The report: " in said and "papermill nbs/explore.ipynb out.ipynb -p run" in said and "rec = load(" in said
+    assert [len(cell.get("outputs", [])) for cell in cells[:-1]] == [
+        len(cell.get("outputs", [])) for cell in json.loads(small.with_suffix(".ipynb").read_text())["cells"][:-1]
+    ]
+
+
 def test_same_run_again(small):
     "A finished run is not trained again, and reports the same numbers."
     before, weights = json.loads((small / "metrics.json").read_text()), (small / "model.safetensors").read_bytes()
@@ -154,10 +165,11 @@ def test_same_run_again(small):
 
 
 def test_other_parameters_in_a_run_folder(small):
-    before = (small / "metrics.json").read_bytes()
+    files = "metrics.json", "report.ipynb"
+    before = [(small / name).read_bytes() for name in files]
     job = train(small, seed=12345)
     assert job.returncode and "seed" in last_line(job)
-    assert (small / "metrics.json").read_bytes() == before
+    assert [(small / name).read_bytes() for name in files] == before
 
 
 @pytest.mark.parametrize(

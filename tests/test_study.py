@@ -13,7 +13,18 @@ import pytest
 from conftest import ROOT
 
 from itemlm.jobs import TrainParameters, open_job
-from itemlm.study import append_record, carry_out, finish_run, plan, read_comparisons, read_records, record_of, results_table
+from itemlm.study import (
+    StudyParameters,
+    append_record,
+    carry_out,
+    finish_run,
+    open_study,
+    plan,
+    read_comparisons,
+    read_records,
+    record_of,
+    results_table,
+)
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -60,6 +71,24 @@ def test_study_of_two_models_is_made_and_continued(tmp_path):
     assert list(read_comparisons(tmp_path / "records/tests.jsonl", [str(csv)])) == [str(csv)]
     again = papermill("nbs/compare.ipynb", tmp_path / "again.ipynb", **asked | {"minutes": 0})
     assert not again.returncode and "2 of 2 runs finished" in text_of(tmp_path / "again.ipynb")
+
+
+def test_what_ships_is_read_and_never_written(tmp_path, monkeypatch):
+    "A user's runs, records and tests go to the workspace's runs; what ships is shown beside them"
+    (tmp_path / "settings.ini").write_text("[workspace]\n")
+    (tmp_path / "made_up.csv").write_text(CSV)
+    monkeypatch.chdir(tmp_path)
+    ask = lambda models, minutes: open_study(StudyParameters(datasets="made_up.csv", models=models, minutes=minutes, device="cpu"))
+    first = ask("popularity", 2.0)
+    ships = tmp_path / "bench/results"
+    ships.mkdir(parents=True)
+    (tmp_path / "runs/runs.jsonl").rename(ships / "runs.jsonl")
+    before = (ships / "runs.jsonl").read_bytes()
+    again = ask("popularity,markov", 2.0)
+    assert [len(first.records), len(again.records), again.left] == [1, 2, []]
+    assert [one["model"] for one in read_records(tmp_path / "runs/runs.jsonl")] == ["markov"]  # the other ships
+    assert sorted(again.comparisons["made_up.csv"].names) == ["markov", "popularity"] and (tmp_path / "runs/tests.jsonl").exists()
+    assert (ships / "runs.jsonl").read_bytes() == before and [path.name for path in ships.iterdir()] == ["runs.jsonl"]
 
 
 def test_unknown_model_is_one_clear_error(tmp_path):

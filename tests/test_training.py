@@ -16,6 +16,7 @@ from itemlm import fit, load, load_dataset, read_events, small, split, tiny
 from itemlm.data.tokenizer import ItemTokenizer
 from itemlm.models.neural import bert4rec
 from itemlm.serving.recommender import Recommender
+from itemlm.show import ProgressLine
 from itemlm.training import trainer
 from itemlm.training.schedule import learning_rate, make_optimizer
 from itemlm.training.trainer import Trainer, initial_model, read_config, sized, train_step
@@ -164,3 +165,38 @@ def test_longest_rows_in_buckets_or_not(parts):
     "The same targets are learnt from, whichever way they are laid out."
     cut, whole = (fit(parts, replace(tiny(epochs=1), bucket=bucket), device="cpu", verbose=False) for bucket in (True, False))
     assert cut.log[0]["step"] == whole.log[0]["step"]
+
+
+def test_every_epoch_is_told_and_changes_nothing(parts):
+    "A callable gets a row of its own an epoch; what it raises ends the training."
+    rows, quiet = [], fit(parts, tiny(epochs=2), verbose=False)
+    told = fit(parts, tiny(epochs=2), verbose=lambda row: rows.append(row) or row.clear())
+    plain = [{name: value for name, value in row.items() if name != "seconds"} for row in told.log]
+    assert plain == [{name: value for name, value in row.items() if name != "seconds"} for row in quiet.log] and len(rows) == 2
+    with pytest.raises(ZeroDivisionError):
+        fit(parts, tiny(epochs=2), verbose=lambda row: 1 / 0)
+
+
+def test_an_epoch_says_how_far_it_is(parts, capsys, monkeypatch):
+    "On a line that moves, at a terminal or past a notebook's cell; nothing of what is soon done, and the same numbers."
+    fit(parts, tiny(epochs=1))
+    assert "steps" not in capsys.readouterr().err
+    said = []
+    monkeypatch.setattr("itemlm.show._line_writer", lambda: (said.append, 0.0))
+    monkeypatch.setattr("itemlm.show.ProgressLine.show", slowly(ProgressLine.show))
+    moved = fit(parts, tiny(epochs=2, batch=16))
+    assert said[0].startswith("epoch 1/2:  20%|") and "| 1/5 [" in said[0] and "loss" in said[0]
+    assert [line.startswith("epoch 2/2") for line in said[6:11]] == [True] * 5 and said[5] == said[
+        11
+    ] == ""  # taken away before its results
+    assert moved.log[-1]["loss"] == fit(parts, tiny(epochs=2, batch=16), verbose=False).log[-1]["loss"]
+
+
+def slowly(show):
+    "As if a second went by before each look"
+
+    def shown(line, *given):
+        line.due = 0.0
+        show(line, *given)
+
+    return shown

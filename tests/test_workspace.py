@@ -8,12 +8,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
 from conftest import NOTEBOOKS, ROOT, named
 
 import itemlm
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import lab  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NBDEV = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["nbdev"]
@@ -101,3 +106,39 @@ def test_saved_outputs(path):
     assert path.stat().st_size < 1e6, "over 1 MB: saved widgets or large plots"
     outputs = json.dumps([c.get("outputs") for c in json.loads(path.read_text())["cells"]])
     assert not re.findall(r"[^\s\"']*/(?:home|root|tmp|work|Users)/[^\s\"']*", outputs)
+
+
+def test_lab_opens_copies(tmp_path):
+    "A copy nobody changed follows its original, one that was changed stays; git sees nothing of it."
+    source, copies = tmp_path / "nbs", tmp_path / "lab"
+    for name in ("train.ipynb", "how-to/mine.ipynb", ".ipynb_checkpoints/train.ipynb"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("old")
+    assert not lab.copy_notebooks(source, copies)
+    assert sorted(path.relative_to(copies).as_posix() for path in copies.rglob("*.ipynb")) == ["how-to/mine.ipynb", "train.ipynb"]
+    (copies / "train.ipynb").write_text("changed in JupyterLab")
+    assert not lab.copy_notebooks(source, copies)
+    for name in ("train.ipynb", "how-to/mine.ipynb"):
+        (source / name).write_text("new")
+    assert lab.copy_notebooks(source, copies) == [copies / "train.ipynb"]
+    assert [(copies / name).read_text() for name in ("train.ipynb", "how-to/mine.ipynb")] == ["changed in JupyterLab", "new"]
+    (copies / "train.ipynb").unlink()
+    assert not lab.copy_notebooks(source, copies) and (copies / "train.ipynb").read_text() == "new"
+    assert "/lab/" in (ROOT / ".gitignore").read_text().split() and "lab/tree/lab/index.ipynb" in (ROOT / "Makefile").read_text()
+
+
+def test_an_installed_clone_is_found_from_the_folder_above(tmp_path):
+    "Python started beside a clone called itemlm sees that folder first; an install by path still brings the package."
+    clone = tmp_path / "itemlm"
+    (clone / "itemlm").mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    (clone / "itemlm/__init__.py").write_text('"A package"\n\n__version__ = "1"\n')
+    build = f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=clone, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        entry = next(wheel.read(name).decode().strip() for name in wheel.namelist() if name.endswith(".pth"))
+    assert Path(entry).resolve() == clone.resolve()
+    assert PathFinder.find_spec("itemlm", [str(tmp_path)]).origin is None  # the folder alone: an empty namespace
+    assert PathFinder.find_spec("itemlm", [str(tmp_path), entry]).origin == str(clone / "itemlm/__init__.py")

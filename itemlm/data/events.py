@@ -429,7 +429,26 @@ def _filters(given: dict) -> Filters:
         raise TypeError(f"read_events has no argument {unknown[0]!r}; filters are {', '.join(names)}")
     return Filters(**given)
 
-# %% ../../nbs/api/data/11_events.ipynb #9177701c
+# %% ../../nbs/api/data/11_events.ipynb #84e95a54
+_ACTIONS = "event eventtype eventname action actiontype activity behavior behaviour behaviortype interactiontype"
+_TITLES = "title name itemname itemtitle productname producttitle movietitle"
+
+
+def _left_out(table: RawTable, columns: dict, how: Filters) -> list[str]:
+    "What to say of columns with a meaning that nothing reads"
+    head, read = table.head(), {*columns.values(), *(how.where or {})}
+    plain = lambda column: re.sub(r"[^a-z]", "", str(column).split(":")[0].lower())
+    kind = lambda names: [column for column in head if column not in read and plain(column) in names.split()]
+    values = {column: list(map(str, pd.unique(head[column].dropna().map(str)))) for column in kind(_ACTIONS)}
+    several = [column for column in values if len(values[column]) > 1]
+    said = [
+        f"column {column} is not read, all rows count alike; where={{{column!r}: {values[column][0]!r}}} reads some alone"
+        for column in several
+    ]
+    how_to = "is not read; titles come from an item table, a row an item: items=..."
+    return said + [f"column {column} {how_to}" for column in kind(_TITLES) if table.items is None]
+
+# %% ../../nbs/api/data/11_events.ipynb #63a13359
 def _prepared(table: RawTable, asked: dict, how: Filters = Filters(), given: bool = False) -> Events:
     "Events of a raw table: choose columns, read ids and times, filter, sort, number"
     columns = _roles(list(table.head()), asked, table.name)
@@ -443,6 +462,7 @@ def _prepared(table: RawTable, asked: dict, how: Filters = Filters(), given: boo
     read = len(table.frame)
     table = replace(table, sample=table.head(), frame=table.frame.head(0).copy())  # the rest is not needed any more
     doubts = doubtful_ids(users, "user"), doubtful_ids(ids, "item"), table.unused_times(columns) if "time" not in asked else ""
+    doubts += (*_left_out(table, columns, how),)
     missing, by_time = read - len(log), columns["time"] is not None and not table.ordered
     log, order, dropped = _filtered(log, how, by_time)
     provenance = _provenance(table, columns, rows, by_time) | dropped

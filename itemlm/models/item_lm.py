@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ItemLMConfig', 'ItemLM', 'small', 'long_history', 'tiny']
 
-# %% ../../nbs/api/models/34_item_lm.ipynb #f3fc39df
+# %% ../../nbs/api/models/34_item_lm.ipynb #9d3d0d0e
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -121,18 +121,18 @@ def attention_weights(self: ItemLM, tokens: Tensor) -> Tensor:  # (T,) -> (layer
             x = layer(x, rotary)
         return torch.stack(looks)
 
-# %% ../../nbs/api/models/34_item_lm.ipynb #f038fdb8
+# %% ../../nbs/api/models/34_item_lm.ipynb #164e97af
 def small(**changes) -> TrainingConfig:
     "Default preset: two blocks of width 64, cosine head; minutes on two CPU cores for a catalogue of ten thousand items"
-    return replace(TrainingConfig(model=ItemLMConfig()), **changes)
+    return TrainingConfig(model=ItemLMConfig()).with_fields(**changes)
 
 
 def long_history(**changes) -> TrainingConfig:
     "Preset for a hundred items a user, as in MovieLens: reads 200 items, little dropout, more and smaller steps"
-    return replace(TrainingConfig(model=ItemLMConfig(dropout=0.1, max_len=200), batch=32), **changes)
+    return TrainingConfig(model=ItemLMConfig(dropout=0.1, max_len=200), batch=32).with_fields(**changes)
 
 
 def tiny(**changes) -> TrainingConfig:
     "One block of width 16, for a first look and for tests: seconds"
     model = ItemLMConfig(width=16, layers=1, hidden=40, dropout=0.1, max_len=20)
-    return replace(TrainingConfig(model=model, epochs=3, batch=64, lr=1e-2), **changes)
+    return TrainingConfig(model=model, epochs=3, batch=64, lr=1e-2).with_fields(**changes)

@@ -6,9 +6,8 @@
 __all__ = ['GRU4Rec', 'gru4rec', 'SASRecBlock', 'SASRec', 'sasrec', 'sasrec_bce', 'BERT4Rec', 'bert4rec', 'HSTUBlock', 'HSTU',
            'hstu']
 
-# %% ../../nbs/api/models/36_neural.ipynb #4377e6a0
+# %% ../../nbs/api/models/36_neural.ipynb #5432a6ab
 import math
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from .base import ModelConfig, SequenceModel, steps_back
 from .losses import bce
 from .recipe import TrainingConfig
 
-# %% ../../nbs/api/models/36_neural.ipynb #9603f703
+# %% ../../nbs/api/models/36_neural.ipynb #60773242
 class GRU4Rec(SequenceModel):
     "Gated recurrent units over item vectors (arXiv 1511.06939), trained with full cross-entropy"
 
@@ -48,7 +47,7 @@ class GRU4Rec(SequenceModel):
 def gru4rec(**changes) -> TrainingConfig:
     "GRU4Rec with full cross-entropy"
     config = TrainingConfig(model=GRU4Rec.Config(), batch=64, lr=4e-3, weight_decay=1e-4, init="random", epochs=40, patience=10)
-    return replace(config, **changes)
+    return config.with_fields(**changes)
 
 # %% ../../nbs/api/models/36_neural.ipynb #55566e2f
 class SASRecBlock(nn.Module):
@@ -100,16 +99,16 @@ class SASRec(SequenceModel):
             x = layer(x)
         return self.norm(x)
 
-# %% ../../nbs/api/models/36_neural.ipynb #f8511e9d
+# %% ../../nbs/api/models/36_neural.ipynb #f8366bc4
 def sasrec(**changes) -> TrainingConfig:
     "SASRec with full cross-entropy"
     config = TrainingConfig(model=SASRec.Config(), batch=128, weight_decay=0.0, init="random", epochs=60, patience=15)
-    return replace(config, **changes)
+    return config.with_fields(**changes)
 
 
 def sasrec_bce(**changes) -> TrainingConfig:
     "SASRec as published: binary cross-entropy with one uniform negative a step"
-    return replace(sasrec(model=SASRec.Config(dropout=0.5), loss=bce(), lr=1e-3, epochs=120, patience=20), **changes)
+    return sasrec(model=SASRec.Config(dropout=0.5), loss=bce(), lr=1e-3, epochs=120, patience=20).with_fields(**changes)
 
 # %% ../../nbs/api/models/36_neural.ipynb #c887f8be
 class BERT4Rec(SequenceModel):
@@ -146,7 +145,7 @@ class BERT4Rec(SequenceModel):
     def item_table(self) -> Tensor:  # (V, D + 1)
         return torch.cat([super().item_table(), self.bias[:, None]], 1)
 
-# %% ../../nbs/api/models/36_neural.ipynb #f222364e
+# %% ../../nbs/api/models/36_neural.ipynb #e146c04a
 @patch
 def training_pairs(self: BERT4Rec, tokens: Tensor) -> tuple[Tensor, Tensor]:  # (B, T + 1) -> the same shape twice
     "Tokens with some items masked; the masked ones as targets. A row in which chance masks none guesses its last item"
@@ -169,7 +168,7 @@ def prompt(self: BERT4Rec, histories: Ragged) -> tuple[Tensor, Tensor]:  # token
 def bert4rec(**changes) -> TrainingConfig:
     "BERT4Rec"
     config = TrainingConfig(model=BERT4Rec.Config(), batch=128, lr=4e-3, weight_decay=0.01, init="random", epochs=60, patience=15)
-    return replace(config, **changes)
+    return config.with_fields(**changes)
 
 # %% ../../nbs/api/models/36_neural.ipynb #4bb18c2d
 class HSTUBlock(nn.Module):
@@ -195,7 +194,7 @@ class HSTUBlock(nn.Module):
         mixed = (weights * (back >= 0)) @ v
         return x + self.output(self.dropout(self.mixed_norm(mixed.transpose(1, 2).flatten(2)) * gate))
 
-# %% ../../nbs/api/models/36_neural.ipynb #622debfd
+# %% ../../nbs/api/models/36_neural.ipynb #9ce4c8dd
 class HSTU(SequenceModel):
     "Hierarchical sequential transduction unit (arXiv 2402.17152), without time stamps"
 
@@ -230,4 +229,4 @@ class HSTU(SequenceModel):
 
 def hstu(**changes) -> TrainingConfig:
     "HSTU without time stamps, full cross-entropy"
-    return replace(TrainingConfig(model=HSTU.Config(), weight_decay=1e-3, init="random", epochs=40, patience=10), **changes)
+    return TrainingConfig(model=HSTU.Config(), weight_decay=1e-3, init="random", epochs=40, patience=10).with_fields(**changes)

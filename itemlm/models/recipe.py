@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MOST_SEED', 'PRECISIONS', 'STARTS', 'TrainingConfig']
 
-# %% ../../nbs/api/models/33_recipe.ipynb #85ae1b10
+# %% ../../nbs/api/models/33_recipe.ipynb #a76d64fb
+import difflib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from fastcore.basics import patch
 
@@ -67,6 +68,28 @@ class TrainingConfig:
         vars(self).update(checked)  # a frozen one: as plain numbers, whatever library they came from
         _check_model(self.model)
         described(self.loss)  # a loss that cannot be named is refused here
+
+# %% ../../nbs/api/models/33_recipe.ipynb #755f9d80
+_BY_DATA = ("n_items", "n_special")  # fields of a model that the training part fills in
+
+
+@patch
+def with_fields(
+    self: TrainingConfig,
+    **changes,  # fields of the recipe, and of its model
+) -> TrainingConfig:
+    "The same with some fields changed, or one error that says which there are"
+    model = changes.get("model", self.model)
+    own = {one.name for one in fields(self)}
+    theirs = {one.name for one in fields(model)} - own - {*_BY_DATA}
+    if unknown := [name for name in changes if name not in own | theirs]:
+        near = difflib.get_close_matches(unknown[0], own | theirs, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        listed = f"the recipe has {', '.join(sorted(own))}; its model, {type(model).__qualname__}, has {', '.join(sorted(theirs))}"
+        raise ValueError(f"there is no field {unknown[0]}: {listed}{hint}")
+    inner = {name: value for name, value in changes.items() if name in theirs}
+    plain = {name: value for name, value in changes.items() if name in own}
+    return replace(self, **plain | ({"model": replace(model, **inner)} if inner else {}))
 
 # %% ../../nbs/api/models/33_recipe.ipynb #5f1efa38
 @patch

@@ -6,13 +6,14 @@
 __all__ = ['SAVE_EVERY', 'train_step', 'sized', 'build_model', 'prepare_model', 'initial_model', 'sample_targets', 'Trainer',
            'Estimate', 'estimate', 'run_identity', 'read_config', 'fit']
 
-# %% ../../nbs/api/training/55_trainer.ipynb #f9257725
+# %% ../../nbs/api/training/55_trainer.ipynb #2d76f335
 import copy
 import errno
 import json
 import math
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from ..models.losses import chunk_of
 from ..models.recipe import TrainingConfig
 from ..runs.folder import LOG, RESUME, check_file, claim_run, file_of, read_record, saving
 from ..serving.recommender import Recommender, load, vocabulary_hash, write_run
+from ..show import ProgressLine
 from .checkpoint import Progress, copied_weights, load_progress, save_progress
 from .ppmi import ppmi_vectors
 from .schedule import learning_rate, make_optimizer
@@ -138,7 +140,25 @@ class Trainer:
         waited = self.epoch - self.progress.best_epoch
         return self.epoch >= self.config.epochs or (bool(self.progress.log) and waited >= self.config.patience)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #8261ef01
+# %% ../../nbs/api/training/55_trainer.ipynb #fb72a85b
+@patch
+def shown(
+    self: Trainer,
+    order: list,  # what is left of an epoch
+) -> Iterator[np.ndarray]:
+    "The steps of an epoch, with a line that says how far it is"
+    p, first = self.progress, self.steps_per_epoch - len(order)
+    line = ProgressLine(self.steps_per_epoch, f"epoch {self.epoch + 1}/{self.config.epochs}") if self.verbose else None
+    try:
+        for number, rows in enumerate(order, 1):
+            yield rows
+            if line:
+                line.show(first + number, f"loss {p.loss / p.targets:.3f}")
+    finally:
+        if line:
+            line.close()
+
+# %% ../../nbs/api/training/55_trainer.ipynb #17e2ac72
 @patch
 def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     "One update; rate and dropout are functions of the step"
@@ -160,7 +180,7 @@ def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
     p, config = self.progress, self.config
     order = epoch_order(self.sequences, config.batch, config.seed, self.epoch, config.bucket)
     self.model.train()
-    for rows in order[p.step % self.steps_per_epoch :]:
+    for rows in self.shown(order[p.step % self.steps_per_epoch :]):
         self.step(rows)
         if time.monotonic() > deadline:
             break
@@ -170,6 +190,8 @@ def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
     if p.step % self.steps_per_epoch == 0:
         p.loss, p.targets = 0.0, 0
     self.save()
+    if callable(self.verbose):
+        self.verbose(dict(p.log[-1]))
 
 # %% ../../nbs/api/training/55_trainer.ipynb #f2ce387c
 @patch
@@ -357,14 +379,14 @@ def _finished(folder: Path | None) -> bool:
     "Is there nothing left to do?"
     return bool(folder) and read_record(folder).get("finished", False)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #b14db183
+# %% ../../nbs/api/training/55_trainer.ipynb #04fd87e6
 def fit(
     parts: Split,
     config: TrainingConfig | None = None,  # what to train and how; None = `small()`
     out_dir: str | Path | None = None,  # run folder: log, resume state and the finished recommender; None = keep nothing
     device: str = "auto",  # auto | cpu | cuda | cuda:1 ...
     max_minutes: float | None = None,  # stop after this much time; coming back to the same out_dir goes on
-    verbose: bool = True,  # one line an epoch
+    verbose: bool | Callable[[dict], None] = True,  # one line an epoch; a callable gets each epoch's row besides, for a tracker
 ) -> Recommender:
     "Train a model on the training part, choose its weights on the validation part, and return it as a `Recommender`"
     config = config or small()
