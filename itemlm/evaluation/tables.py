@@ -239,7 +239,7 @@ def _sorted(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, keep: np.
     order = np.lexsort((columns[keep], -values[keep], rows[keep]))
     return rows[keep][order], columns[keep][order], values[keep][order]
 
-# %% ../../nbs/api/evaluation/59_tables.ipynb #266270e9
+# %% ../../nbs/api/evaluation/59_tables.ipynb #ba244c9e
 def _told(lengths: np.ndarray, out: int, made: str, depths: dict) -> tuple[dict, list[str]]:
     "The facts of a set of lists (B,), and what to say aloud of them"
     longest, none = int(lengths.max(initial=0)), int((lengths == 0).sum())
@@ -252,10 +252,11 @@ def _told(lengths: np.ndarray, out: int, made: str, depths: dict) -> tuple[dict,
         slip = f"seen items had been left out, but for {out:,} that are taken out here" if out else "seen items had been left out"
         return facts, [*notes, f"{slip}: results for seen='drop' only"]
     gone = f"{out:,} seen items are in them: seen='keep' as they are, seen='drop' without those"
-    lost = "" if "drop" in depths else "; no place is then known of every list, so there is no row for 'drop': ask for longer lists"
-    return facts, [*notes, f"{gone}{lost}"]
+    known = "known to the end" if depths.get("drop", 0) is None else f"known to place {depths['drop']:,}" if "drop" in depths else ""
+    lost = "no place is then known of every list, so there are no results for 'drop': ask for longer lists"
+    return facts, [*notes, f"{gone}, {known}" if known else f"{gone}; {lost}"]
 
-# %% ../../nbs/api/evaluation/59_tables.ipynb #768e54f2
+# %% ../../nbs/api/evaluation/59_tables.ipynb #305916e8
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PartLists:
     "Lists that answer a part of a split; ranks targets as a recommender does, as deep as the lists reach"
@@ -280,12 +281,10 @@ class PartLists:
     @property
     def said(self) -> str:
         "What was found, in one line"
-        return "; ".join(
-            [
-                f"{self.table.name}: lists for {len(self.part) - self.facts['users_without']:,} of {len(self.part):,} {self.part.name} users",
-                *self.notes,
-            ]
+        asked = (
+            f"{self.table.name}: lists for {len(self.part) - self.facts['users_without']:,} of {len(self.part):,} {self.part.name} users"
         )
+        return "; ".join([asked, *self.notes])
 
     def part_columns(self, parts: Split, part: Part) -> tuple[Sequences, np.ndarray]:
         "Histories of a part as tokens and its targets as columns, -1 for a target that could not be recommended"
@@ -293,7 +292,7 @@ class PartLists:
         targets = self.tokenizer.encode_codes(Ragged(part.targets, each), ids).values
         return self.tokenizer.encode_codes(part.histories, ids), np.maximum(targets - self.tokenizer.n_special, -1)
 
-# %% ../../nbs/api/evaluation/59_tables.ipynb #66528a52
+# %% ../../nbs/api/evaluation/59_tables.ipynb #91f33ddc
 @patch
 def check(
     self: ListTable,
@@ -319,12 +318,15 @@ def check(
     kept = {"drop": ~seen} | ({"keep": np.ones(len(rows), bool)} if made == "keep" else {})
     depths = {rule: _depth(lengths, out * (rule == "drop"), able[rule]) for rule in kept}
     depths = {rule: depth for rule, depth in depths.items() if depth != 0}
+    if not depths:
+        why = f"{self.name}: {seen.sum():,} items that users have had are taken out of the lists, and of some nothing is left"
+        raise ValueError(f"{why}: ask the program for longer lists, or let it leave those items out")
     facts, more = _told(lengths, int(seen.sum()), made, depths)
     about = dict(table=self, part=part, tokenizer=tokenizer, items=items, depths=depths, facts={"name": self.name} | facts)
     places = {rule: _sorted(rows, columns, values, kept[rule]) for rule in depths}
     return PartLists(places=places, notes=(*self.notes, *notes, *more), **about)
 
-# %% ../../nbs/api/evaluation/59_tables.ipynb #194c8ec2
+# %% ../../nbs/api/evaluation/59_tables.ipynb #f39b1e2b
 @patch
 def rank_part(
     self: PartLists,
@@ -346,7 +348,7 @@ def rank_part(
         ties = np.bincount(rows[values == own[rows]], minlength=len(part)) - 1
         top, place = np.full((len(part), whole_number("top_k", top_k, 0)), -1, np.int32), np.arange(len(rows)) - np.searchsorted(rows, rows)
         top[rows[place < top_k], place[place < top_k]] = columns[place < top_k]
-        found[rule] = PartRanks(greater=np.where(missed, MISSED, greater), ties=np.where(missed, 0, ties), top=top)
+        found[rule] = PartRanks(greater=np.where(missed, MISSED, greater), ties=np.where(missed, 0, ties), top=top, depth=self.depths[rule])
     return found
 
 # %% ../../nbs/api/evaluation/59_tables.ipynb #b39781f3
