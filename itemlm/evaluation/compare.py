@@ -476,10 +476,9 @@ def _how(runs: dict[str, list[_Run]], conditions: dict[str, str], baseline: str 
     ]
     return "; ".join(facts)
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #9ced4232
+# %% ../../nbs/api/evaluation/61_compare.ipynb #50463d69
 def compare(
-    models: dict[str, Report | str | Path | list | object]
-    | list,  # by name: a report, a run folder, lists as a table or its file, or a list of these, one a seed; or run folders
+    models: dict[str, object] | list,  # by name: a report, a run folder, lists (table or file), or several, one a seed; or run folders
     metrics: tuple[str, ...] | None = None,  # the first decides verdicts and order; None = ndcg@10, recall@10, mrr
     baseline: str | None = None,  # test only against this one; None = test all pairs, and hold all against the best
     part: str = "test",

@@ -242,7 +242,7 @@ def _own_values(
         )
     return values.astype(np.float64)
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #f5ef936e
+# %% ../../nbs/api/evaluation/60_report.ipynb #4afcc3ed
 _COLUMNS = "user", "part", "protocol", "rank", "ties", *_FACTS  # of `per_user`, before the metrics
 
 
@@ -268,19 +268,21 @@ class _Asked:
             if name in _COLUMNS or name.partition("@")[0] in (*ACCURACY, *LISTED):
                 raise ValueError(f"metrics: {name!r} would hide what has that name already; choose another, such as 'my_{name}'")
 
-    def within(self, depth: int | None) -> "_Asked":
-        "What of it can be measured on lists that are known to a place; None: all"
-        if depth is None:
-            return self
-        if not (ks := tuple(k for k in self.ks if k <= depth)):
-            raise ValueError(f"ks={self.ks} ask deeper than the lists go: their first {depth:,} places are known; give ks=({depth},)")
-        return replace(self, ks=ks, list_length=min(self.list_length, depth))
-
     @property
     def sliced(self) -> tuple[str, ...]:
         "The metrics that slices are made of"
         k = 10 if 10 in self.ks else max(self.ks)
         return f"ndcg@{k}", f"recall@{k}", *self.own
+
+# %% ../../nbs/api/evaluation/60_report.ipynb #92e866f9
+@patch
+def within(self: _Asked, depth: int | None) -> "_Asked":
+    "What of it can be measured on lists that are known to a place; None: all"
+    if depth is None:
+        return self
+    if not (ks := tuple(k for k in self.ks if k <= depth)):
+        raise ValueError(f"ks={self.ks} ask deeper than the lists go: their first {depth:,} places are known; give ks=({depth},)")
+    return replace(self, ks=ks, list_length=min(self.list_length, depth))
 
 # %% ../../nbs/api/evaluation/60_report.ipynb #5094e195
 def over_users(
