@@ -781,6 +781,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'itemlm/evaluation/tables.py'),
                                           'itemlm.evaluation.tables._rows_of': ( 'api/evaluation/tables.html#_rows_of',
                                                                                  'itemlm/evaluation/tables.py'),
+                                          'itemlm.evaluation.tables._sampled': ( 'api/evaluation/tables.html#_sampled',
+                                                                                 'itemlm/evaluation/tables.py'),
                                           'itemlm.evaluation.tables._some': ( 'api/evaluation/tables.html#_some',
                                                                               'itemlm/evaluation/tables.py'),
                                           'itemlm.evaluation.tables._sorted': ( 'api/evaluation/tables.html#_sorted',

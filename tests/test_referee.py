@@ -289,3 +289,11 @@ def test_real_lists_of_a_real_split(capsys):
     inside, outside = evaluate(rec, parts), evaluate(written(rec, parts, 100), parts)
     assert {"ndcg@20", "diversity@10", "calibration@10"} <= same(inside, outside, "drop")
     assert replace(outside, model=inside.model).data == inside.data
+
+
+def test_sampled_candidates_leave_a_trace(parts, capsys):
+    rng, items = np.random.default_rng(0), parts.events.items.index.to_numpy()
+    lists = [np.append(rng.choice(np.setdiff1d(items, [items[target]]), 19, replace=False), items[target]) for target in parts.test.targets]
+    table = pd.DataFrame({"user": np.repeat(parts.test.users, 20), "item": np.concatenate(lists), "score": rng.random(1200)})
+    report = evaluate(read_lists(table, seen="keep"), parts)
+    assert "⚠ every target stands in its list" in capsys.readouterr().out and "⚠ rankings of sampled candidates" in repr(report)

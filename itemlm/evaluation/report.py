@@ -660,7 +660,7 @@ def headline(self: Report) -> str:
 def _value(found: dict[str, float]) -> Value:
     return Value(found["mean"], found.get("lo", np.nan), found.get("hi", np.nan))
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #e0ef1f3d
+# %% ../../nbs/api/evaluation/60_report.ipynb #e18896e6
 def _lists_said(report: Report) -> list[str]:
     "What is to be known of another program's lists"
     rows = [row["protocol"] for row in report.results if "lists" in row["protocol"]]
@@ -670,6 +670,7 @@ def _lists_said(report: Report) -> list[str]:
     ends = [f"{row['seen']} to place {row['lists']['depth']:,}" for row in rows if row["lists"]["depth"] is not None]
     said = [f"lists of {known['name']}" + (f", known for seen items {' and '.join(ends)}" if ends else "")]
     said += [f"⚠ {known['users_without']:,} users without a list count as misses"] if known["users_without"] else []
+    said += ["⚠ rankings of sampled candidates, not of the catalogue"] if known["sampled"] else []
     said += [f"{known['shorter']:,} lists shorter than {known['longest']:,}"] if known["shorter"] else []
     taken = known["seen_taken_out"] and any(row["seen"] == "drop" for row in rows)
     return said + ([f"{known['seen_taken_out']:,} seen items taken out of them"] if taken else [])

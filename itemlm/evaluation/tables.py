@@ -256,6 +256,14 @@ def _told(lengths: np.ndarray, out: int, made: str, depths: dict) -> tuple[dict,
     lost = "no place is then known of every list, so there are no results for 'drop': ask for longer lists"
     return facts, [*notes, f"{gone}, {known}" if known else f"{gone}; {lost}"]
 
+# %% ../../nbs/api/evaluation/59_tables.ipynb #e06d78db
+def _sampled(hits: int, lengths: np.ndarray, able: np.ndarray) -> list[str]:
+    "What to say where every target (of the users with lists) stands in its list, which is not the whole catalogue"
+    given = lengths > 0
+    if hits < max(20, given.sum()) or (lengths[given] > able[given] / 2).any():
+        return []
+    return ["⚠ every target stands in its list: these are rankings of sampled candidates that hold the target, not of the catalogue"]
+
 # %% ../../nbs/api/evaluation/59_tables.ipynb #305916e8
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PartLists:
@@ -292,7 +300,7 @@ class PartLists:
         targets = self.tokenizer.encode_codes(Ragged(part.targets, each), ids).values
         return self.tokenizer.encode_codes(part.histories, ids), np.maximum(targets - self.tokenizer.n_special, -1)
 
-# %% ../../nbs/api/evaluation/59_tables.ipynb #91f33ddc
+# %% ../../nbs/api/evaluation/59_tables.ipynb #e8efe5aa
 @patch
 def check(
     self: ListTable,
@@ -303,11 +311,8 @@ def check(
     rows, notes = _rows_of(self, parts, part)
     _check_items(self, parts)
     tokenizer, items = _catalogue(self, parts)
-    columns, n, special = (
-        (tokenizer.encode(self.item_ids) - tokenizer.n_special)[self.items].astype(np.int64),
-        tokenizer.n_items,
-        tokenizer.n_special,
-    )
+    n, special = tokenizer.n_items, tokenizer.n_special
+    columns = (tokenizer.encode(self.item_ids) - special)[self.items].astype(np.int64)
     asked, ids = rows >= 0, parts.events.items.index
     rows, columns, values, key = rows[asked], columns[asked], self.values[asked], (rows * n + columns)[asked]
     had = _pairs(np.arange(len(part)), tokenizer.encode_codes(part.histories, ids), special, n)
@@ -322,9 +327,12 @@ def check(
         why = f"{self.name}: {seen.sum():,} items that users have had are taken out of the lists, and of some nothing is left"
         raise ValueError(f"{why}: ask the program for longer lists, or let it leave those items out")
     facts, more = _told(lengths, int(seen.sum()), made, depths)
-    about = dict(table=self, part=part, tokenizer=tokenizer, items=items, depths=depths, facts={"name": self.name} | facts)
+    hits = int((ids.get_indexer(self.item_ids)[self.items[asked]] == part.targets[rows]).sum())
+    odd = _sampled(hits, lengths, able["drop"])
+    facts = {"name": self.name} | facts | {"sampled": bool(odd)}
+    about = dict(table=self, part=part, tokenizer=tokenizer, items=items, depths=depths, facts=facts)
     places = {rule: _sorted(rows, columns, values, kept[rule]) for rule in depths}
-    return PartLists(places=places, notes=(*self.notes, *notes, *more), **about)
+    return PartLists(places=places, notes=(*self.notes, *notes, *more, *odd), **about)
 
 # %% ../../nbs/api/evaluation/59_tables.ipynb #f39b1e2b
 @patch
