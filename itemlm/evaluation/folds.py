@@ -57,7 +57,7 @@ def evaluate_folds(
             raise ValueError(f"fold {number} of {len(several)}: {error}") from error
     return FoldReports(reports=reports, part=part, seen=seen)
 
-# %% ../../nbs/api/evaluation/64_folds.ipynb #6ab41daf
+# %% ../../nbs/api/evaluation/64_folds.ipynb #001e46fc
 @patch
 def table(
     self: FoldReports,
@@ -81,6 +81,15 @@ def table(
 
 
 @patch
+def _shown(self: FoldReports) -> tuple[str, ...]:
+    "NDCG and recall at 10, or at the largest k there is, and metrics of the caller's own"
+    names = list(self.summary().index)
+    ks = [int(name.removeprefix("ndcg@")) for name in names if name.startswith("ndcg@")]
+    k = 10 if 10 in ks else max(ks, default=10)
+    return tuple(name for name in (f"ndcg@{k}", f"recall@{k}", *(n for n in self.reports[0].own if "@" not in n)) if name in names)
+
+# %% ../../nbs/api/evaluation/64_folds.ipynb #73c46175
+@patch
 def _repr_html_(self: FoldReports) -> str:
     return self.table(self._shown())._repr_html_()
 
@@ -88,15 +97,6 @@ def _repr_html_(self: FoldReports) -> str:
 @patch
 def __repr__(self: FoldReports) -> str:
     return str(self.table(self._shown()))
-
-
-@patch
-def _shown(self: FoldReports) -> tuple[str, ...]:
-    "NDCG and recall at 10, or at the largest k there is, and metrics of the caller's own"
-    names = list(self.summary().index)
-    ks = [int(name.removeprefix("ndcg@")) for name in names if name.startswith("ndcg@")]
-    k = 10 if 10 in ks else max(ks, default=10)
-    return tuple(name for name in (f"ndcg@{k}", f"recall@{k}", *(n for n in self.reports[0].own if "@" not in n)) if name in names)
 
 # %% ../../nbs/api/evaluation/64_folds.ipynb #473a4246
 @patch
