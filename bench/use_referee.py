@@ -42,9 +42,9 @@ from implicit.nearest_neighbours import CosineRecommender
 from rectools.dataset import Dataset
 from rectools.models import ImplicitItemKNNWrapperModel
 folder, IDS = sys.argv[1], {"user_id": str, "item_id": str}
-train, known = (Dataset.construct(pd.read_csv(f"{folder}/{name}.csv", dtype=IDS, parse_dates=["datetime"])) for name in ("train", "known"))
+train = Dataset.construct(pd.read_csv(f"{folder}/train.csv", dtype=IDS, parse_dates=["datetime"]))
 model = ImplicitItemKNNWrapperModel(CosineRecommender(K=100)).fit(train)
-lists = model.recommend(known.user_id_map.external_ids, known, k=50, filter_viewed=True, on_unsupported_targets="ignore")
+lists = model.recommend(train.user_id_map.external_ids, train, k=50, filter_viewed=True, on_unsupported_targets="ignore")
 lists.to_csv(f"{folder}/lists.csv", index=False)
 """
 
@@ -103,7 +103,6 @@ def rectools_lists(parts: Split, folder: Path) -> pd.DataFrame | None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     as_interactions(parts, parts.train_users, parts.train).to_csv(folder / "train.csv", index=False)
-    as_interactions(parts, parts.test.users, parts.test.histories).to_csv(folder / "known.csv", index=False)
     subprocess.run([python, "-c", RECTOOLS, folder], check=True)
     return pd.read_csv(folder / "lists.csv", dtype={"user_id": str, "item_id": str})
 
