@@ -22,7 +22,7 @@ models.text.content_knn models.text.semantic_ids models.text.generative models.t
 runs.folder runs.ledger
 serving.topk serving.rules serving.recommender
 training.schedule training.ppmi training.checkpoint training.trainer
-evaluation.report evaluation.compare evaluation.protocols evaluation.cold
+evaluation.tables evaluation.report evaluation.folds evaluation.compare evaluation.protocols evaluation.cold
 explain
 parameters
 jobs

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['comparable', 'Comparison', 'compare', 'training_curves']
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #ac2ae21b
+# %% ../../nbs/api/evaluation/61_compare.ipynb #f9cd2d8c
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -18,20 +18,26 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core import flatten, path_of
-from .report import ACCURACY, LISTED, Report, mean_over_users, read_report, slice_groups
+from ..data.split import Split
+from .report import ACCURACY, LISTED, Report, evaluate, mean_over_users, read_report, slice_groups
+from .tables import ListTable, read_lists
 from ..metrics.statistics import holm, paired_difference
 from ..runs.ledger import RunRecord, read_run
+from ..serving.recommender import Recommender
 from ..show import COLOURS, FAINT, GREY, Html, Table, Value, digits, figure, page_text, plot_text, subplots
 from ..workspace import workspace
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #bacdd6e4
+# %% ../../nbs/api/evaluation/61_compare.ipynb #9518a61c
+_OWN = "cold_targets", "lists"  # what a protocol says of the model or its lists
+
+
 def _conditions(
     report: Report,
     part: str,
     seen: str,
 ) -> dict[str, str]:
     "What must be the same where two results are compared"
-    protocol = {k: v for k, v in report.row(part, seen)["protocol"].items() if k != "cold_targets"}  # those depend on the model
+    protocol = {k: v for k, v in report.row(part, seen)["protocol"].items() if k not in _OWN}
     return {"data": f"{report.data['name']} {report.data['fingerprint'][:8]}"} | {k: str(v) for k, v in protocol.items()}
 
 
@@ -71,7 +77,7 @@ def _check_users(users: dict[str, pd.Index]) -> None:
                 " evaluate both on the same part, with the same user ids"
             )
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #0a718944
+# %% ../../nbs/api/evaluation/61_compare.ipynb #c137cfc4
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Run:
     "One run of a model: its figures, and what its folder says of it"
@@ -94,7 +100,7 @@ class _Run:
         rows = self.report.results if self.report else []
         told = [row["protocol"] for row in rows if (row["part"], row["protocol"]["seen"]) == (part, seen)]
         own = told[0] if told else self.report.results[0]["protocol"] if self.report else self.record.record["identity"]["split"]
-        return {key: value for key, value in own.items() if key not in ("cold_targets", "seen")}
+        return {key: value for key, value in own.items() if key not in (*_OWN, "seen")}
 
     def lacks(self, part: str, seen: str) -> str:  # "" = nothing
         "Why it has no figures of this part"
@@ -150,6 +156,40 @@ def _open_all(models: dict | list) -> dict[str, list[_Run]]:  # model -> its run
     label = lambda name, given, n: name if len(given) == 1 else f"{name} ({n})"
     return {name: [_open(run, label(name, given, n)) for n, run in enumerate(given, 1)] for name, given in several.items()}
 
+# %% ../../nbs/api/evaluation/61_compare.ipynb #b10b892a
+def _judged(given: object, name: str, parts: Split | None, part: str) -> Report | str | Path:
+    "A report of lists or of a recommender; reports and run folders as they are"
+    if isinstance(given, Report) or (isinstance(given, str | Path) and not path_of(given).is_file()):
+        return given
+    if parts is None:
+        raise ValueError(f"{name!r} is neither a report nor a run folder: say which split its lists answer, compare(..., parts=parts)")
+    try:
+        return evaluate(given if isinstance(given, Recommender | ListTable) else read_lists(given, name=name), parts, part)
+    except ValueError as error:
+        raise ValueError(f"{name!r}: {error}") from None
+
+
+def _all_judged(models: dict | list, parts: Split | None, part: str) -> dict | list:
+    "The same models, lists and recommenders evaluated"
+    if not isinstance(models, dict):
+        if odd := [given for given in models if not isinstance(given, str | Path) or path_of(given).is_file()]:
+            raise ValueError(f"a list holds run folders; give each {type(odd[0]).__name__} a name: compare({{'a name': ..., ...}})")
+        return models
+    several = {name: list(given) if isinstance(given, list | tuple) else [given] for name, given in models.items()}
+    return {name: [_judged(run, name, parts, part) for run in runs] for name, runs in several.items()}
+
+
+_USUAL = ("ndcg@10", "recall@10", "mrr")
+
+
+def _metrics(asked: tuple | str | None, runs: dict[str, list[_Run]], part: str, seen: str) -> tuple[str, ...]:
+    "The metrics that are asked for, or the usual ones, as deep as the lists go"
+    if asked is not None:
+        return (asked,) if isinstance(asked, str) else tuple(asked)
+    depths = [run.report.depth(part, seen) for several in runs.values() for run in several if run.report and not run.lacks(part, seen)]
+    ends = [depth for depth in depths if depth is not None]
+    return tuple(f"{name.partition('@')[0]}@{min(10, *ends)}" for name in _USUAL) if ends else _USUAL
+
 # %% ../../nbs/api/evaluation/61_compare.ipynb #089f0718
 def _why_not(first: _Run, second: _Run, part: str, seen: str) -> str:
     "Why two runs cannot be compared, in one line; empty if they can"
@@ -178,7 +218,7 @@ def comparable(
         names = _short_names([_folder(first), _folder(second)])
     return _why_not(_open(first, names[0]), _open(second, names[1]), part, seen)
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #94eaf00b
+# %% ../../nbs/api/evaluation/61_compare.ipynb #d50454ab
 def _seed_values(
     name: str,
     reports: list[Report],  # one a seed
@@ -189,7 +229,10 @@ def _seed_values(
     "Each user's values for every seed of a model"
     conditions = {f"report {n}": _conditions(r, part, seen) for n, r in enumerate(reports, 1)}
     _check_alike(conditions, f"All reports of {name!r} must be of one kind")
-    tables = {metric: [r.user_values(metric, part, seen) for r in reports] for metric in metrics}
+    try:
+        tables = {metric: [r.user_values(metric, part, seen) for r in reports] for metric in metrics}
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     for seed in tables[metrics[0]][1:]:
         _check_users({name: tables[metrics[0]][0].index, f"{name}, another seed": seed.index})
     return {metric: pd.concat(columns, axis=1) for metric, columns in tables.items()}
@@ -433,11 +476,10 @@ def _how(runs: dict[str, list[_Run]], conditions: dict[str, str], baseline: str 
     ]
     return "; ".join(facts)
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #bfca4d99
+# %% ../../nbs/api/evaluation/61_compare.ipynb #50463d69
 def compare(
-    models: dict[str, Report | str | Path | list]
-    | list,  # by name: a report, a run folder, or a list of either, one a seed; or run folders
-    metrics: tuple[str, ...] = ("ndcg@10", "recall@10", "mrr"),  # the first decides verdicts and order
+    models: dict[str, object] | list,  # by name: a report, a run folder, lists (table or file), or several, one a seed; or run folders
+    metrics: tuple[str, ...] | None = None,  # the first decides verdicts and order; None = ndcg@10, recall@10, mrr
     baseline: str | None = None,  # test only against this one; None = test all pairs, and hold all against the best
     part: str = "test",
     seen: str = "drop",
@@ -445,9 +487,11 @@ def compare(
     mixed: bool = False,  # let results that were not measured alike, or not at all, stand in one table, marked and untested
     resamples: int = 10_000,
     seed: int = 0,
+    parts: Split | None = None,  # the split that lists answer
 ) -> Comparison:
     "Paired tests over users between models that were measured alike, Holm-corrected"
-    metrics, runs = (metrics,) if isinstance(metrics, str) else tuple(metrics), _open_all(models)
+    runs = _open_all(_all_judged(models, parts, part))
+    metrics = _metrics(metrics, runs, part, seen)
     _check_request(runs, metrics, baseline, margin)
     how = _all_conditions(runs, part, seen, mixed)
     found = [name for name in runs if "not measured" not in how[name]]
@@ -702,6 +746,62 @@ def slice_table(
     tested = int(table["p"].notna().sum())
     return Table(head=head, rows=rows, title=f"{metric} by slice", note=f"p: Holm-corrected over the {tested} tests of this table")
 
+# %% ../../nbs/api/evaluation/61_compare.ipynb #91a253e7
+_LESS = "gini", "calibration", "popularity_lift"  # families of metrics of which less is better
+
+
+@patch
+def _mean_of(self: Comparison, name: str, metric: str) -> dict[str, float]:
+    "A metric of one model, also one that was not compared: mean over seeds, and its interval if it has one"
+    reports = [run.report for run in self.runs[name]]
+    told = [report.row(self.part, self.seen)["metrics"].get(metric) for report in reports]
+    if len(told) == 1 and told[0]:
+        return told[0]
+    if all(told) and not any("lo" in one for one in told):
+        return {"mean": float(np.mean([one["mean"] for one in told]))}
+    values = _seed_values(name, reports, (metric,), self.part, self.seen)[metric].mean(axis=1)
+    return mean_over_users(values.to_numpy(), reports[0].seed)
+
+
+def _front(points: np.ndarray) -> np.ndarray:  # (M,) bool
+    "Of points (M, 2), more is better, those that no other is at least as good as in both and better in one"
+    at_least = (points[None] >= points[:, None]).all(2) & (points[None] > points[:, None]).any(2)
+    return ~at_least.any(1)
+
+# %% ../../nbs/api/evaluation/61_compare.ipynb #1ea5134c
+def _spread(found: list[dict[str, float]]) -> dict:
+    "Error bars of some means; none where there is no interval"
+    ends = [(one.get("hi", one["mean"]) - one["mean"], one["mean"] - one.get("lo", one["mean"])) for one in found]
+    return dict(array=[up for up, _ in ends], arrayminus=[down for _, down in ends], thickness=1.2, width=3, color=GREY)
+
+
+@patch
+def trade_off(
+    self: Comparison,
+    x: str = "coverage@10",
+    y: str | None = None,  # None = the first metric that was compared
+    less: tuple[str, ...] = (),  # of these two, those of which less is better; of gini, calibration and popularity lift it is known
+):  # a plotly figure
+    "Models by two metrics; the Pareto front is ringed and joined"
+    names, pair = self._alike(), (x, y or self.metrics[0])
+    low = [metric in less or metric.partition("@")[0] in _LESS for metric in pair]
+    found = [[self._mean_of(name, metric) for name in names] for metric in pair]
+    if lacking := [f"{metric} of {name}" for metric, of in zip(pair, found) for name, one in zip(names, of) if not one]:
+        raise ValueError(f"there is no {', no '.join(lacking)}: nobody has a value")
+    means = np.array([[one["mean"] for one in of] for of in found]).T  # (M, 2)
+    first = means[_front(means * np.where(low, -1, 1))]
+    first = first[np.lexsort(first.T[::-1])]
+    titles = [f"{metric.replace('_', ' ')} ({'less' if less_ else 'more'} is better)" for metric, less_ in zip(pair, low)]
+    drawn = figure(height=420, xaxis_title=titles[0], yaxis_title=titles[1], margin_t=50).update_layout(
+        legend_orientation="h", legend_y=1.12
+    )
+    line, ring = dict(color=COLOURS[0], dash="dot"), dict(size=16, symbol="circle-open", color=COLOURS[0], line_width=2.5)
+    drawn.add_scatter(x=first[:, 0], y=first[:, 1], mode="lines+markers", name="Pareto front", line=line, marker=ring, hoverinfo="skip")
+    bars = dict(zip(("error_x", "error_y"), map(_spread, found)))
+    look = dict(mode="markers+text", name="models", marker=dict(size=8, color=GREY), textposition="top center", cliponaxis=False)
+    said = f"%{{text}}<br>{pair[0]} %{{x:.4f}}<br>{pair[1]} %{{y:.4f}}<extra></extra>"
+    return drawn.add_scatter(x=means[:, 0], y=means[:, 1], text=[plot_text(name) for name in names], hovertemplate=said, **look, **bars)
+
 # %% ../../nbs/api/evaluation/61_compare.ipynb #4f0f0cb1
 @patch
 def _given(self: Comparison) -> list[str]:
@@ -721,7 +821,14 @@ def _pair(self: Comparison, a: str | None, b: str | None) -> tuple[str, str]:
         raise ValueError(reason)
     return first, second
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #d6a66c0d
+# %% ../../nbs/api/evaluation/61_compare.ipynb #2efb992a
+@patch
+def _known_places(self: Comparison, a: str | None, b: str | None) -> float:
+    "Places that are known in both: what lies behind the end of one model's lists is a miss in both"
+    depths = [self.runs[name][0].report.depth(self.part, self.seen) for name in self._pair(a, b)]
+    return min((depth for depth in depths if depth is not None), default=np.inf)
+
+
 @patch
 def moved_users(
     self: Comparison,
@@ -729,8 +836,9 @@ def moved_users(
     b: str | None = None,
 ) -> pd.DataFrame:  # by (user, target): first, second (ranks; inf = missed), gain (log2 of their ratio); most won first
     "Test targets by how far they moved up from model a to model b"
-    ranks = [self.runs[name][0].report.targets(self.part, self.seen)["rank"] for name in self._pair(a, b)]
-    users = pd.DataFrame(dict(zip(("first", "second"), ranks)))
+    reports, known = [self.runs[name][0].report for name in self._pair(a, b)], self._known_places(a, b)
+    users = pd.DataFrame({name: r.targets(self.part, self.seen)["rank"] for name, r in zip(("first", "second"), reports)})
+    users = users.where(users <= known, np.inf)
     last = 2 * users.where(np.isfinite(users)).max(axis=None)  # a miss counts as twice the worst rank
     gain = np.log2(users["first"].clip(upper=last) / users["second"].clip(upper=last))
     return users.assign(gain=gain.fillna(0)).sort_values("gain", ascending=False, kind="stable")
@@ -740,6 +848,8 @@ def moved_users(
 def top10(self: Comparison, a: str | None = None, b: str | None = None) -> dict[str, int]:  # both, won, lost, neither -> targets
     "How many hidden items are among the first ten: in both models, in b alone, in a alone, in neither"
     users = self.moved_users(a, b)
+    if (known := self._known_places(a, b)) < 10:
+        raise ValueError(f"the first ten are not known: the lists of one of these models are known to place {known:,}")
     a, b = users["first"] <= 10, users["second"] <= 10
     return {name: int(x.sum()) for name, x in (("both", a & b), ("won", ~a & b), ("lost", a & ~b), ("neither", ~a & ~b))}
 

@@ -6,12 +6,12 @@
 __all__ = ['ACCURACY', 'LISTED', 'target_facts', 'trained_targets', 'rank_metric', 'user_metrics', 'Lists', 'over_users',
            'owners_of', 'mean_over_users', 'slice_groups', 'Report', 'evaluate', 'read_report']
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #a69f9a92
+# %% ../../nbs/api/evaluation/60_report.ipynb #009b5528
 import inspect
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from ..core import Ragged, file_hash, memory_budget, path_of, read_json, versions, whole_number, write_json
 from ..data.split import Part, Split
+from .tables import ListTable, PartLists, read_lists
 from itemlm.metrics.lists import (
     attribute_column,
     calibration,
@@ -139,7 +140,7 @@ def _protocol(
     }
     return how | filters | {"candidates": "all", "ties": "expected value over random order"} | counts
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #2428ae62
+# %% ../../nbs/api/evaluation/60_report.ipynb #9749e21a
 ACCURACY = {"recall": recall, "ndcg": ndcg, "mrr": mrr, "precision": precision, "map": average_precision}  # functions of ranks
 
 
@@ -158,9 +159,9 @@ def user_metrics(
     ranks: Ranks,
     ks: tuple[int, ...] = (5, 10, 20),
 ) -> dict[str, np.ndarray]:  # name -> (B,)
-    "Recall, NDCG, precision and average precision at each k, and MRR, of every target"
+    "Recall, NDCG, precision and average precision at each k, and MRR (where lists end, at the largest k), of every target"
     at_k = lambda family: [f"{family}@{k}" for k in ks]
-    names = [*at_k("recall"), *at_k("ndcg"), "mrr", *at_k("precision"), *at_k("map")]
+    names = [*at_k("recall"), *at_k("ndcg"), "mrr" if ranks.depth is None else f"mrr@{max(ks)}", *at_k("precision"), *at_k("map")]
     return {name: rank_metric(ranks, name) for name in names}
 
 # %% ../../nbs/api/evaluation/60_report.ipynb #8f158b38
@@ -241,7 +242,7 @@ def _own_values(
         )
     return values.astype(np.float64)
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #98440e3f
+# %% ../../nbs/api/evaluation/60_report.ipynb #4afcc3ed
 _COLUMNS = "user", "part", "protocol", "rank", "ties", *_FACTS  # of `per_user`, before the metrics
 
 
@@ -265,13 +266,23 @@ class _Asked:
             if not isinstance(name, str) or not name or not callable(metric):
                 raise ValueError(f"metrics: {name!r}: {metric!r} must be a name and a function of ranks, or of lists")
             if name in _COLUMNS or name.partition("@")[0] in (*ACCURACY, *LISTED):
-                raise ValueError(f"metrics: {name!r} would hide what has that name already; choose another")
+                raise ValueError(f"metrics: {name!r} would hide what has that name already; choose another, such as 'my_{name}'")
 
     @property
     def sliced(self) -> tuple[str, ...]:
         "The metrics that slices are made of"
         k = 10 if 10 in self.ks else max(self.ks)
         return f"ndcg@{k}", f"recall@{k}", *self.own
+
+# %% ../../nbs/api/evaluation/60_report.ipynb #92e866f9
+@patch
+def within(self: _Asked, depth: int | None) -> "_Asked":
+    "What of it can be measured on lists that are known to a place; None: all"
+    if depth is None:
+        return self
+    if not (ks := tuple(k for k in self.ks if k <= depth)):
+        raise ValueError(f"ks={self.ks} ask deeper than the lists go: their first {depth:,} places are known; give ks=({depth},)")
+    return replace(self, ks=ks, list_length=min(self.list_length, depth))
 
 # %% ../../nbs/api/evaluation/60_report.ipynb #5094e195
 def over_users(
@@ -395,7 +406,7 @@ class Report:
             raise ValueError(f"no results of part {key[0]!r} with seen={seen!r}; there are {', '.join(' '.join(k) for k in rows)}")
         return rows[key]
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #ffc45eb0
+# %% ../../nbs/api/evaluation/60_report.ipynb #f2f3ac24
 @patch
 def metric(
     self: Report,
@@ -411,6 +422,16 @@ def metric(
 
 
 @patch
+def depth(
+    self: Report,
+    part: str | None = None,  # None = the last part evaluated
+    seen: str = "drop",
+) -> int | None:
+    "Places that are known of each list, where another program's lists end; None: all"
+    return self.row(part, seen)["protocol"].get("lists", {}).get("depth")
+
+
+@patch
 def to_frame(self: Report) -> pd.DataFrame:
     "Means, lower and upper ends: one row a part and value of `seen`, one column a metric"
     rows = {}
@@ -419,7 +440,7 @@ def to_frame(self: Report) -> pd.DataFrame:
             rows[row["part"], row["protocol"]["seen"], end] = {name: m[end] for name, m in row["metrics"].items() if end in m}
     return pd.DataFrame(rows.values(), index=pd.MultiIndex.from_tuples(rows, names=["part", "seen", ""]))
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #6a9fcb08
+# %% ../../nbs/api/evaluation/60_report.ipynb #50c85d2f
 @patch
 def targets(
     self: Report,
@@ -434,13 +455,14 @@ def targets(
 
 def _ranks_of(
     targets: pd.DataFrame,  # of `Report.targets`
+    depth: int | None = None,  # places that are known; None: all
 ) -> Ranks:
     "Ranks as a report keeps them"
     rank, ties = targets["rank"].to_numpy(), targets["ties"].to_numpy()
     known = np.isfinite(rank)
-    return Ranks(greater=np.where(known, np.where(known, rank, 0) - 1 - ties / 2, MISSED).astype(np.int64), ties=ties)
+    return Ranks(greater=np.where(known, np.where(known, rank, 0) - 1 - ties / 2, MISSED).astype(np.int64), ties=ties, depth=depth)
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #36108562
+# %% ../../nbs/api/evaluation/60_report.ipynb #3814f1a2
 @patch
 def target_values(
     self: Report,
@@ -453,7 +475,7 @@ def target_values(
     known = name in table and name not in _COLUMNS
     if not known and name.partition("@")[0] not in ACCURACY and self.own:
         raise ValueError(f"no metric {name!r} in this report; besides those of ranks there are {', '.join(self.own)}")
-    values = table[name].to_numpy(np.float64) if known else rank_metric(_ranks_of(table), name)
+    values = table[name].to_numpy(np.float64) if known else rank_metric(_ranks_of(table, self.depth(part, seen)), name)
     return pd.Series(values, table.index, name=name)
 
 
@@ -492,35 +514,46 @@ def _values(
     described = {name: values.astype(np.float32) for name, values in _list_metrics(lists, asked.list_length, attributes).items()}
     return user_metrics(ranks, asked.ks), described | own
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #829cd7a2
-def _rehearse(asked: _Asked, rec: Recommender, parts: Split, part: Part) -> None:
+# %% ../../nbs/api/evaluation/60_report.ipynb #84a961b1
+def _rehearse(asked: _Asked, rec: Recommender | PartLists, parts: Split, part: Part) -> None:
     "Refuse a metric of the caller's own that cannot be computed, before the catalogue is ranked"
-    if not len(part):
-        raise ValueError(f"the {part.name} part has no users: nothing to evaluate; move the split's cuts or give more data")
     number, length = np.arange(len(part)), min(asked.list_length, rec.n_items)
-    greater = np.where(number % 7 == 3, MISSED, number % rec.n_items)
+    depths = [depth for depth in rec.depths.values() if depth is not None] if isinstance(rec, PartLists) else []
+    known = min(depths, default=rec.n_items)
+    greater = np.where(number % 7 == 3, MISSED, number % known)
+    behind = np.where(greater == MISSED, known, greater)  # a miss of lists that end may stand just there
     columns = (number[:, None] + np.arange(length)) % rec.n_items
     ranks = PartRanks(greater=greater, ties=np.where(number % 7 == 3, 0, number % 2), top=columns.astype(np.int32))
     lists = _lists(rec, parts, part, ranks.top) if asked.own else None
     for name, metric in asked.own.items():
-        _own_values(name, metric, ranks, lists)
+        values = _own_values(name, metric, ranks, lists)
+        if len(part) > 7 and np.isnan(values).all():
+            raise ValueError(f"metric {name!r} is NaN for every target: no number would come of it")
+        if depths and not np.array_equal(values, _own_values(name, metric, replace(ranks, greater=behind), lists), equal_nan=True):
+            raise ValueError(
+                f"metric {name!r} asks where a target stands behind the lists' last place, {min(depths):,}, which nobody knows"
+            )
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #0dce532b
+# %% ../../nbs/api/evaluation/60_report.ipynb #20e6565b
 def _part_results(
-    asked: _Asked, rec: Recommender, parts: Split, part: Part, trained: np.ndarray
+    asked: _Asked, rec: Recommender | PartLists, parts: Split, part: Part, trained: np.ndarray
 ) -> tuple[list[dict], pd.DataFrame, pd.DataFrame]:  # a row of results for each value of `seen`, its targets, its slices
     "All that is said of one part"
     ranks = rec.rank_part(parts, part, top_k=asked.list_length, batch=asked.batch)
+    ranks = {rule: r for rule, r in ranks.items() if r.depth is None or r.depth >= min(asked.ks)} or ranks
     facts, owners, column = target_facts(rec, parts, part), owners_of(part.users), attribute_column(rec.items)
     attributes = item_attributes(rec.items, column) if column else None
     protocol, rows, users, sliced = _protocol(parts, part, facts, trained), [], [], {}
     for rule, r in ranks.items():
-        of_ranks, of_lists = _values(asked, r, _lists(rec, parts, part, r.top), attributes)
-        metrics = _with_intervals(of_ranks | of_lists, asked.seed, owners)
-        rows.append({"part": part.name, "protocol": protocol | {"seen": rule}, "metrics": metrics | _whole(asked, r.top, rec.n_items)})
+        some = asked.within(r.depth)
+        top, about = r.top[:, : some.list_length], protocol | {"seen": rule}
+        of_ranks, of_lists = _values(some, r, _lists(rec, parts, part, top), attributes)
+        metrics = _with_intervals(of_ranks | of_lists, asked.seed, owners) | _whole(some, top, rec.n_items)
+        about |= {"lists": rec.facts | {"depth": r.depth}} if isinstance(rec, PartLists) else {}
+        rows.append({"part": part.name, "protocol": about, "metrics": metrics})
         place = {"user": part.users, "part": part.name, "protocol": rule, "rank": r.rank, "ties": r.ties}
         users.append(pd.DataFrame(place | dict(facts) | of_lists))
-        sliced[rule] = {name: (of_ranks | of_lists)[name] for name in asked.sliced}
+        sliced[rule] = {name: (of_ranks | of_lists)[name] for name in some.sliced}
     return rows, pd.concat(users), _slice_table(sliced, part, slice_groups(facts), asked.seed)
 
 
@@ -529,7 +562,7 @@ def _whole(asked: _Asked, top: np.ndarray, n_items: int) -> dict[str, dict[str, 
     k = asked.list_length
     return {f"coverage@{k}": {"mean": coverage(top, n_items)}, f"gini@{k}": {"mean": gini(top, n_items)}}
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #364bbf34
+# %% ../../nbs/api/evaluation/60_report.ipynb #b1a3ab4f
 def _warn_of_leak(rec: Recommender, parts: Split, trained: dict[str, np.ndarray]) -> None:
     for part, known in trained.items():
         if known.any():
@@ -549,15 +582,39 @@ def _data(rec: Recommender, parts: Split) -> dict:
     return data | {"interactions": events.n_interactions} | ({"attributes": column} if column else {})
 
 
-def _model(rec: Recommender) -> dict:
-    "Class, size and configuration of a recommender's model, and which weights and vocabulary it had"
+def _model(rec: Recommender | PartLists) -> dict:
+    "Class, size and configuration of a recommender's model, and which weights and vocabulary it had; of lists nothing is known"
+    if isinstance(rec, PartLists):
+        return {}
     size = sum(weight.numel() for weight in rec.model.parameters())
     hashes = {"weights": model_hash(rec.model), "vocabulary": vocabulary_hash(rec.tokenizer)}
     return {"class": class_name(rec.model), "parameters": size, "config": asdict(rec.model.config)} | hashes
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #947e1f96
+# %% ../../nbs/api/evaluation/60_report.ipynb #f1c6ce38
+def _answers(given: object, parts: Split, part: Part) -> Recommender | PartLists:
+    "A recommender, or the lists of a table, which are checked and told of"
+    if not len(part):
+        raise ValueError(f"the {part.name} part has no users: nothing to evaluate; move the split's cuts or give more data")
+    if isinstance(given, Recommender):
+        return given
+    if isinstance(given, str | Path) and (path_of(given) / "run.json").exists():
+        raise ValueError(f"{given} is a run folder: open it first, evaluate(load({str(given)!r}), parts)")
+    lists = given if isinstance(given, ListTable) else read_lists(given)
+    answers = lists.check(parts, part)
+    print(answers.said)
+    return answers
+
+
+def _asked_parts(given: object, parts: Split, part: str | tuple[str, ...]) -> list[Part]:
+    "The parts that are asked for"
+    several = [parts.part(name) for name in ((part,) if isinstance(part, str) else part)]
+    if len(several) > 1 and not isinstance(given, Recommender):
+        raise ValueError(f"a table's lists answer one part: name it, part='test' or 'valid', not {tuple(one.name for one in several)}")
+    return several
+
+# %% ../../nbs/api/evaluation/60_report.ipynb #572c2d39
 def evaluate(
-    rec: Recommender,
+    rec: Recommender | ListTable | object,  # or another program's lists: a table (user, item, rank or score) or the path of its file
     parts: Split,
     part: str | tuple[str, ...] = "test",  # "test", "valid" or several
     ks: tuple[int, ...] = (5, 10, 20),
@@ -570,7 +627,8 @@ def evaluate(
     "Rank every user's target in the whole catalogue, with seen items left out and kept"
     ks = tuple(ks) if np.iterable(ks) else (ks,)
     asked = _Asked(ks=ks, own=dict(metrics or {}), list_length=list_length, batch=batch, seed=seed)
-    several = [parts.part(name) for name in ((part,) if isinstance(part, str) else part)]
+    several = _asked_parts(rec, parts, part)
+    rec = [_answers(rec, parts, one) for one in several][0]
     trained = {one.name: trained_targets(rec, parts, one) for one in several}
     _warn_of_leak(rec, parts, trained)
     for one in several:
@@ -585,22 +643,39 @@ def evaluate(
         model=_model(rec),
     )
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #cf2075fd
+# %% ../../nbs/api/evaluation/60_report.ipynb #cc51bc0e
 @patch(as_prop=True)
 def headline(self: Report) -> str:
     "The result in one sentence"
-    row = self.row()
+    rows = {row["protocol"]["seen"]: row for row in self.results if row["part"] == self.results[-1]["part"]}
+    row = rows.get("drop", self.results[-1])
     ks = sorted({int(name.removeprefix("ndcg@")) for name in row["metrics"] if name.startswith("ndcg@")})
     k = 10 if 10 in ks else max(ks, default=10)
     shown = [(name, row["metrics"][name]) for name in (f"ndcg@{k}", f"recall@{k}") if name in row["metrics"]]
     said = [f"{name.replace('ndcg', 'NDCG')} {_value(found)}" for name, found in shown]
-    return f"{row['part']} " + ", ".join([*said, f"{row['protocol']['users']:,} users"])
+    kept = ["seen items kept"] if row["protocol"]["seen"] == "keep" else []  # there is no other row
+    return f"{row['part']} " + ", ".join([*said, *kept, f"{row['protocol']['users']:,} users"])
 
 
 def _value(found: dict[str, float]) -> Value:
     return Value(found["mean"], found.get("lo", np.nan), found.get("hi", np.nan))
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #d2bee9d8
+# %% ../../nbs/api/evaluation/60_report.ipynb #e18896e6
+def _lists_said(report: Report) -> list[str]:
+    "What is to be known of another program's lists"
+    rows = [row["protocol"] for row in report.results if "lists" in row["protocol"]]
+    if not rows:
+        return []
+    known = rows[0]["lists"]
+    ends = [f"{row['seen']} to place {row['lists']['depth']:,}" for row in rows if row["lists"]["depth"] is not None]
+    said = [f"lists of {known['name']}" + (f", known for seen items {' and '.join(ends)}" if ends else "")]
+    said += [f"⚠ {known['users_without']:,} users without a list count as misses"] if known["users_without"] else []
+    said += ["⚠ rankings of sampled candidates, not of the catalogue"] if known["sampled"] else []
+    said += [f"{known['shorter']:,} lists shorter than {known['longest']:,}"] if known["shorter"] else []
+    taken = known["seen_taken_out"] and any(row["seen"] == "drop" for row in rows)
+    return said + ([f"{known['seen_taken_out']:,} seen items taken out of them"] if taken else [])
+
+# %% ../../nbs/api/evaluation/60_report.ipynb #bb9d3e6b
 def _how(report: Report) -> str:
     "One line that says how the numbers were measured"
     data, protocol = report.data, report.results[0]["protocol"]
@@ -621,6 +696,7 @@ def _how(report: Report) -> str:
         f"ties: {protocol['ties']}",
         *learnt,
         *targets,
+        *_lists_said(report),
         "in brackets or small print: 95 % bootstrap interval over users",
         *([f"attributes: {data['attributes']}"] if "attributes" in data else []),
         *([f"{report.model['class'].split(':')[-1]}, {report.model['parameters']:,} parameters"] if report.model else []),

@@ -14,7 +14,7 @@ import torch
 
 from ..core import Ragged, whole_number
 
-# %% ../../nbs/api/metrics/20_ranks.ipynb #c095aa26
+# %% ../../nbs/api/metrics/20_ranks.ipynb #811ca36c
 MISSED = 2**62  # items "above" a target that cannot be ranked: further down than any k, and safe to add to
 
 
@@ -24,6 +24,7 @@ class Ranks:
 
     greater: np.ndarray  # (B,) int64, items scored strictly above the target; `MISSED` where it cannot be ranked
     ties: np.ndarray  # (B,) int64, other items scored the same as the target
+    depth: int | None = None  # places that are known, where another program's lists end; None: all
 
     def __len__(self) -> int:
         return len(self.greater)
@@ -41,7 +42,8 @@ class Ranks:
     @classmethod
     def concat(cls, batches: "list[Ranks]") -> "Ranks":
         "Join the ranks of several batches of users"
-        return cls(greater=np.concatenate([b.greater for b in batches]), ties=np.concatenate([b.ties for b in batches]))
+        greater, ties = (np.concatenate([getattr(b, name) for b in batches]) for name in ("greater", "ties"))
+        return cls(greater=greater, ties=ties, depth=min((b.depth for b in batches if b.depth is not None), default=None))
 
 # %% ../../nbs/api/metrics/20_ranks.ipynb #4f35e53f
 def _check_finite(
@@ -140,13 +142,16 @@ def drop_seen(
     missed[rows[columns == targets[rows]]] = True
     return Ranks(greater=np.where(missed, MISSED, greater), ties=np.where(missed, 0, ties))
 
-# %% ../../nbs/api/metrics/20_ranks.ipynb #ad4d48f0
+# %% ../../nbs/api/metrics/20_ranks.ipynb #318925bb
 def _expected(
     ranks: Ranks,
     k: int | None,  # None: the whole list
     gain: Callable,  # of places 1, 2, ...
 ) -> np.ndarray:  # (B,)
     "Mean gain over the places the target may stand at; places beyond k gain nothing"
+    if ranks.depth is not None and (k is None or whole_number("k", k) > ranks.depth):
+        asked = "the whole ranking" if k is None else f"k={k}"
+        raise ValueError(f"these ranks are of lists that are known to place {ranks.depth:,}, not of {asked}: ask for a smaller k")
     deepest = np.max(ranks.greater + ranks.ties + 1, where=~ranks.missed, initial=1)
     k = deepest if k is None else min(whole_number("k", k), deepest)
     total = np.concatenate([[0.0], np.cumsum(gain(np.arange(1, k + 1)))])  # total[n]: gains of places 1 ... n
