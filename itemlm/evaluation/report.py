@@ -505,7 +505,7 @@ def _rehearse(asked: _Asked, rec: Recommender, parts: Split, part: Part) -> None
     for name, metric in asked.own.items():
         _own_values(name, metric, ranks, lists)
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #0dce532b
+# %% ../../nbs/api/evaluation/60_report.ipynb #0e2f6618
 def _part_results(
     asked: _Asked, rec: Recommender, parts: Split, part: Part, trained: np.ndarray
 ) -> tuple[list[dict], pd.DataFrame, pd.DataFrame]:  # a row of results for each value of `seen`, its targets, its slices
@@ -513,7 +513,8 @@ def _part_results(
     ranks = rec.rank_part(parts, part, top_k=asked.list_length, batch=asked.batch)
     facts, owners, column = target_facts(rec, parts, part), owners_of(part.users), attribute_column(rec.items)
     attributes = item_attributes(rec.items, column) if column else None
-    protocol, rows, users, sliced = _protocol(parts, part, facts, trained), [], [], {}
+    training = {"training": rec.data["training"]} if "training" in rec.data else {}  # a refit: a protocol of its own
+    protocol, rows, users, sliced = _protocol(parts, part, facts, trained) | training, [], [], {}
     for rule, r in ranks.items():
         of_ranks, of_lists = _values(asked, r, _lists(rec, parts, part, r.top), attributes)
         metrics = _with_intervals(of_ranks | of_lists, asked.seed, owners)
@@ -529,13 +530,27 @@ def _whole(asked: _Asked, top: np.ndarray, n_items: int) -> dict[str, dict[str, 
     k = asked.list_length
     return {f"coverage@{k}": {"mean": coverage(top, n_items)}, f"gini@{k}": {"mean": gini(top, n_items)}}
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #364bbf34
+# %% ../../nbs/api/evaluation/60_report.ipynb #327dfe8e
+def _may_have_leaked(rec: Recommender, parts: Split, part: str) -> str:  # "" = nothing speaks for it
+    "What a recommender without its users still says of the data that it is to be measured on"
+    known, print_ = rec.data, parts.events.fingerprint
+    if len(rec.trained):
+        return ""
+    if any(one.get("fingerprint") == print_ for one in known.get("updates", [])):
+        return "the model was updated with events of this data: its targets may be among them"
+    if known.get("fingerprint") == print_ and (known.get("training") == "everything" or (known.get("training") and part == "valid")):
+        return f"the {part} part of this data was trained on ({known['training']}), so its figures say nothing"
+    return ""
+
+# %% ../../nbs/api/evaluation/60_report.ipynb #d4b7d41b
 def _warn_of_leak(rec: Recommender, parts: Split, trained: dict[str, np.ndarray]) -> None:
     for part, known in trained.items():
         if known.any():
             share = f"{known.sum():,} of {len(known):,} {part} targets ({known.mean():.1%})"
             told = f"{share} are interactions that the model was trained on, so their figures say nothing"
             warnings.warn(f"{told}: evaluate it on the split it was trained on, or train it on this one", stacklevel=3)
+        elif told := _may_have_leaked(rec, parts, part):
+            warnings.warn(told, stacklevel=3)
     theirs, ours = rec.data.get("split"), parts.protocol.get("split")
     if not len(rec.trained) and theirs not in (None, ours) and rec.data.get("fingerprint") == parts.events.fingerprint:
         told = f"trained on the {theirs} split of this data: targets of the {ours} split may have been in its training part"
@@ -600,7 +615,7 @@ def headline(self: Report) -> str:
 def _value(found: dict[str, float]) -> Value:
     return Value(found["mean"], found.get("lo", np.nan), found.get("hi", np.nan))
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #d2bee9d8
+# %% ../../nbs/api/evaluation/60_report.ipynb #22019872
 def _how(report: Report) -> str:
     "One line that says how the numbers were measured"
     data, protocol = report.data, report.results[0]["protocol"]
@@ -616,7 +631,7 @@ def _how(report: Report) -> str:
     facts = [
         f"{data['name']} ({sizes}; fingerprint {data['fingerprint'][:8]})",
         f"split {protocol['split']}",
-        *(f"{key} {protocol[key]}" for key in ("n", "k_core", "min_rating", "data_ties") if protocol.get(key)),
+        *(f"{key} {protocol[key]}" for key in ("n", "k_core", "min_rating", "data_ties", "training") if protocol.get(key)),
         f"candidates: {protocol['candidates']} items",
         f"ties: {protocol['ties']}",
         *learnt,
