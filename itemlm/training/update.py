@@ -99,7 +99,7 @@ def _given_rows(rec: Recommender, events: Events, tokenizer: ItemTokenizer) -> t
     table = pd.DataFrame({"user": np.repeat(at, events.sequences.lengths), "token": tokens, "time": events.times, "learnt": False})
     return table.assign(given=True), np.concatenate([rec.users, events.users[new]])
 
-# %% ../../nbs/api/training/56_update.ipynb #5d93746e
+# %% ../../nbs/api/training/56_update.ipynb #3f62acd0
 def _check_mergeable(rec: Recommender, events: Events) -> None:
     "Raise where nobody could say what is new, or what came first"
     if len(rec.users) and not len(rec.trained):
@@ -115,26 +115,7 @@ def _events_digest(events: Events) -> str:
     table = events.to_frame()
     return content_hash("\x1f".join(table["user"]), "\x1f".join(table["item"]), np.asarray(table["time"], np.int64).tobytes())
 
-
-def merged(rec: Recommender, events: Events) -> Merged:
-    "What a recommender knows of its users with further events in their places, or one clear error"
-    _check_mergeable(rec, events)
-    timed = events.has_times and bool(len(rec.times) or not len(rec.users))
-    tokenizer = rec.tokenizer.extend(events.items.index)
-    old, (given, users) = _old_rows(rec), _given_rows(rec, events, tokenizer)
-    place = _known_already(old, given, rec.tokenizer.vocab_size) if timed else np.full(len(given), -1)
-    known = place >= 0
-    old.loc[place[known], "token"], old.loc[place[known], "given"] = given["token"].to_numpy()[known], True
-    new = given[~known]
-    order, late, late_users = _in_place(old, new, timed)
-    rows = pd.concat([old, new]).iloc[order].astype({"token": np.int32, "given": bool, "learnt": bool})
-    told = [f"{known.sum():,} of {len(given):,} events are known already"] if known.any() else []
-    if late:
-        told.append(f"{late:,} events of {late_users:,} users are older than what is known of them, and put in their place by time")
-    told += ["the histories have no times: new events are put after them"] if not timed and events.has_times else []
-    return _learnable(rows, users, tokenizer, timed, len(new), told)
-
-# %% ../../nbs/api/training/56_update.ipynb #b2d3f176
+# %% ../../nbs/api/training/56_update.ipynb #7a3f596b
 def _learnable(
     rows: pd.DataFrame,  # all events in order
     users: np.ndarray,
@@ -166,6 +147,25 @@ def _learnable(
         added=added,
         notes=tuple(told),
     )
+
+# %% ../../nbs/api/training/56_update.ipynb #ae370271
+def merged(rec: Recommender, events: Events) -> Merged:
+    "What a recommender knows of its users with further events in their places, or one clear error"
+    _check_mergeable(rec, events)
+    timed = events.has_times and bool(len(rec.times) or not len(rec.users))
+    tokenizer = rec.tokenizer.extend(events.items.index)
+    old, (given, users) = _old_rows(rec), _given_rows(rec, events, tokenizer)
+    place = _known_already(old, given, rec.tokenizer.vocab_size) if timed else np.full(len(given), -1)
+    known = place >= 0
+    old.loc[place[known], "token"], old.loc[place[known], "given"] = given["token"].to_numpy()[known], True
+    new = given[~known]
+    order, late, late_users = _in_place(old, new, timed)
+    rows = pd.concat([old, new]).iloc[order].astype({"token": np.int32, "given": bool, "learnt": bool})
+    told = [f"{known.sum():,} of {len(given):,} events are known already"] if known.any() else []
+    if late:
+        told.append(f"{late:,} events of {late_users:,} users are older than what is known of them, and put in their place by time")
+    told += ["the histories have no times: new events are put after them"] if not timed and events.has_times else []
+    return _learnable(rows, users, tokenizer, timed, len(new), told)
 
 # %% ../../nbs/api/training/56_update.ipynb #a40bced1
 def start_rows(
