@@ -266,14 +266,18 @@ def check_identity(folder: str | Path, theirs: dict, ours: dict) -> None:
     if differ:
         raise FileExistsError(f"{folder} belongs to another run ({'; '.join(differ[:5])}); choose another out_dir, or delete it{more}")
 
-# %% ../../nbs/api/runs/50_folder.ipynb #2aceefd3
+# %% ../../nbs/api/runs/50_folder.ipynb #518c3b79
 def _goes_on(record: dict, identity: dict) -> bool:
     "Is it a finished training that is asked for more epochs, all else being equal?"
-    known = record.get("identity", {})
-    theirs, ours = (dict(one.get("fit", {})) for one in (known, identity))
-    then, now = theirs.pop("epochs", 0), ours.pop("epochs", 0)
-    same = theirs == ours and known | {"fit": 0} == identity | {"fit": 0}
-    return same and now > then > 0 and record.get("finished", False) and LOG in record.get("hashes", {}) and "training" not in identity
+    theirs, ours = flatten(record.get("identity", {})), flatten(identity)
+    then, now = theirs.pop("fit.epochs", 0), ours.pop("fit.epochs", 0)
+    return (
+        theirs == ours
+        and now > then > 0
+        and record.get("finished", False)
+        and LOG in record.get("hashes", {})
+        and "training" not in identity
+    )
 
 # %% ../../nbs/api/runs/50_folder.ipynb #84aa89ea
 def strange_files(folder: Path) -> list[str]:
