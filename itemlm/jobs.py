@@ -6,7 +6,7 @@
 __all__ = ['said_here', 'opened_data', 'run_name', 'Job', 'find_job', 'open_job', 'training_job', 'popularity_report', 'headline',
            'folded', 'show_users', 'plotly_script', 'show_figures']
 
-# %% ../nbs/api/75_jobs.ipynb #8eda4ac9
+# %% ../nbs/api/75_jobs.ipynb #b4b0bdf6
 import base64
 import gzip
 import json
@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from .core import atomic_write, content_hash, optional, read_json, starting_command
 from .data.datasets import OPTIONS, load_dataset
 from .data.readers import COLUMNS
-from .data.split import Part, Split, shuffle_ties, split
+from .data.split import Part, Split, shuffle_ties, split, with_validation
 from .data.tokenizer import ItemTokenizer
 from .evaluation.report import Report, evaluate, mean_over_users
 from .models.presets import named, preset
@@ -35,9 +35,9 @@ from .models.recipe import TrainingConfig
 from .parameters import TrainParameters, job_parameters, listed, pairs_of, recipe_of, setting
 from .runs.folder import claim_run
 from .runs.ledger import read_run
-from .serving.recommender import Recommender
+from .serving.recommender import Recommender, load
 from .show import Html, Table, Value, digits, facts, names_of, page_text
-from .training.trainer import build_model, fit, run_identity, sized
+from .training.trainer import STRICT, build_model, fit, run_identity, sized
 from .workspace import workspace
 
 # %% ../nbs/api/75_jobs.ipynb #f4bac75b
@@ -107,15 +107,20 @@ def opened_data(
         raise ValueError(f"parameter cuts={asked.cuts!r} must be two moments, such as 0.8,0.9 or 2015-01-01,2015-07-01")
     return split(shuffle_ties(events, asked.seed) if asked.ties == "shuffled" else events, asked.protocol, **how)
 
-# %% ../nbs/api/75_jobs.ipynb #be3735e3
+# %% ../nbs/api/75_jobs.ipynb #7a4535e5
+_REFIT = {"": False, "False": False, "True": True}  # the parameter as `fit` takes it; "everything" is itself
+
+
 def _identity_of(
     parts: Split,
     recipe: TrainingConfig,
+    refit: str = "",
 ) -> dict:  # JSON-able
     "What `fit` writes down as the identity of a run: recipe, data, split, texts"
     tokenizer = ItemTokenizer.from_split(parts)
     recipe = sized(recipe, tokenizer)
-    return run_identity(parts, recipe, build_model(recipe), tokenizer)
+    training = with_validation(parts, refit == "everything").protocol["training"] if _REFIT.get(refit, True) else ""
+    return run_identity(parts, recipe, build_model(recipe), tokenizer, training)
 
 
 def run_name(
@@ -163,7 +168,7 @@ class Job:
         seeds = {"seeds": ", ".join(str(one.asked.seed) for one in (self, *self.others))} if self.others else {}
         return facts(told | seeds | {"state": "finished" if self.finished else "to be trained"})._repr_html_()
 
-# %% ../nbs/api/75_jobs.ipynb #7b2b00f7
+# %% ../nbs/api/75_jobs.ipynb #76ff4343
 def find_job(
     asked: TrainParameters,
     runs: str | Path | None = None,  # where folders are made; None = the workspace's
@@ -175,7 +180,7 @@ def find_job(
     recipe = recipe_of(asked)
     with said_here():
         parts = parts or opened_data(asked)
-        identity = _identity_of(parts, recipe)
+        identity = _identity_of(parts, recipe, asked.refit)
     folder = Path(asked.out_dir).expanduser() if asked.out_dir else Path(runs or workspace().runs) / run_name(asked, identity)
     others = [find_job(other, runs, None if asked.ties == "shuffled" else parts) for other in rest]
     known = dict(asked=asked, parts=parts, recipe=recipe, identity=identity, folder=folder, metrics=metrics, others=others)
@@ -194,7 +199,7 @@ def open_job(
             pass
     return job
 
-# %% ../nbs/api/75_jobs.ipynb #26d2eac9
+# %% ../nbs/api/75_jobs.ipynb #a8e470f2
 @patch
 def train(
     self: Job,
@@ -203,7 +208,8 @@ def train(
 ) -> Recommender:
     "Train, go on, or open what is finished"
     started, limit = time.perf_counter(), minutes if minutes is not None else self.asked.max_minutes or None
-    rec = fit(self.parts, self.recipe, out_dir=self.folder, device=self.asked.device, max_minutes=limit, verbose=verbose)
+    how = dict(device=self.asked.device, max_minutes=limit, verbose=verbose, refit=_REFIT.get(self.asked.refit, self.asked.refit))
+    rec = fit(self.parts, self.recipe, out_dir=self.folder, **how)
     self.seconds["fit"] = rec.log[-1]["seconds"] if rec.log else time.perf_counter() - started
     return rec
 
@@ -211,10 +217,13 @@ def train(
 @patch
 def report(self: Job, rec: Recommender) -> Report:
     "Figures of the validation and the test part, kept in the folder"
-    started = time.perf_counter()
-    found = evaluate(rec, self.parts, part=("valid", "test"), metrics=self.metrics, seed=self.asked.seed)
+    started, folder, training = time.perf_counter(), self.folder, rec.data.get("training")
+    if training == "everything":  # nothing honest is left to measure: the figures are the strict run's
+        folder = self.folder / STRICT
+        rec, training = load(folder, self.asked.device, type(rec.model)), ""
+    found = evaluate(rec, self.parts, part="test" if training else ("valid", "test"), metrics=self.metrics, seed=self.asked.seed)
     self.seconds["evaluate"] = time.perf_counter() - started
-    found.save(self.folder, seed=self.asked.seed, params=asdict(self.asked), seconds=self.seconds)
+    found.save(folder, seed=self.asked.seed, params=asdict(self.asked), seconds=self.seconds)
     return found
 
 # %% ../nbs/api/75_jobs.ipynb #22b4420b

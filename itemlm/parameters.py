@@ -239,7 +239,7 @@ def job_parameters(
         plain = recorded | plain | {"settings": text_of_pairs(settings)}
     return declared(**plain)
 
-# %% ../nbs/api/74_parameters.ipynb #98109297
+# %% ../nbs/api/74_parameters.ipynb #0618bf19
 _CHOICES = {
     "preset": SIZES,
     "protocol": ("leave_one_out", "global_time", "last_n"),
@@ -247,6 +247,7 @@ _CHOICES = {
     "init": ("", *STARTS),
     "precision": PRECISIONS,
     "duplicates": ("", "drop", "keep"),
+    "refit": ("", "False", "True", "everything"),
 }
 _OF_PROTOCOL = {"cuts": "global_time", "n": "last_n"}  # read by this protocol alone
 
@@ -264,7 +265,7 @@ def _check_choices(asked: dict) -> None:
         if asked[name] not in ("", None) and asked["protocol"] != protocol:
             raise ValueError(f"parameter {name}={asked[name]!r} is of protocol={protocol}, and the protocol is {asked['protocol']}")
 
-# %% ../nbs/api/74_parameters.ipynb #0930f7ba
+# %% ../nbs/api/74_parameters.ipynb #75bad00e
 @dataclass(frozen=True, kw_only=True)
 class UsualParameters:
     "What most trainings are asked for"
@@ -280,6 +281,7 @@ class UsualParameters:
     init: str = ""  # of the item table: ppmi | random
     loss: str = ""  # a name of `LOSSES`, or one's own, "module:function"
     metrics: str = ""  # one's own, "module:function", several with commas
+    refit: str = ""  # then train anew on the validation part too: True; on the test part as well: everything
     max_minutes: float = 0.0  # 0 = no limit
     precision: str = "float32"
     device: str = "auto"
@@ -496,7 +498,7 @@ def recipe_of(
     model = _with_fields(recipe.model, _of(asked, "model"), "model.") if _of(asked, "model") else recipe.model
     return replace(recipe, model=model, loss=loss, seed=asked.seed, precision=asked.precision, **plain)
 
-# %% ../nbs/api/74_parameters.ipynb #7640635f
+# %% ../nbs/api/74_parameters.ipynb #2eed9868
 def _changes(asked: TrainParameters) -> dict:  # JSON-able
     "What was asked of the recipe and is not the preset's own, by the names it can be set by"
     there, here = (flatten(recipe.identity()) for recipe in (preset(asked.model, asked.preset), recipe_of(asked)))
@@ -511,6 +513,7 @@ def deciding(self: TrainParameters) -> dict:  # JSON-able
     "What decides the numbers, not where the run is, how long it may take, or what else is measured; the preset's own left out"
     usual = {one.name: vars(self)[one.name] for one in fields(UsualParameters) if one.name not in ("metrics", *_ELSEWHERE)}
     usual["init"] = "" if self.init and self.init == preset(self.model, self.preset).init else self.init
-    usual = {name: value for name, value in usual.items() if value or name not in ("init", "loss")}
+    usual["refit"] = usual["refit"].removeprefix("False")
+    usual = {name: value for name, value in usual.items() if value or name not in ("init", "loss", "refit")}
     data = {one.name: vars(self)[one.name] for one in fields(DataParameters) if vars(self)[one.name] not in ("", None)}
     return usual | data | _changes(self) | {f"data.{name}": text for name, text in _of(self, "data").items()}

@@ -77,7 +77,7 @@ def _check_users(users: dict[str, pd.Index]) -> None:
                 " evaluate both on the same part, with the same user ids"
             )
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #c137cfc4
+# %% ../../nbs/api/evaluation/61_compare.ipynb #04f901b8
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Run:
     "One run of a model: its figures, and what its folder says of it"
@@ -100,7 +100,7 @@ class _Run:
         rows = self.report.results if self.report else []
         told = [row["protocol"] for row in rows if (row["part"], row["protocol"]["seen"]) == (part, seen)]
         own = told[0] if told else self.report.results[0]["protocol"] if self.report else self.record.record["identity"]["split"]
-        return {key: value for key, value in own.items() if key not in (*_OWN, "seen")}
+        return {"training": "strict"} | {key: value for key, value in own.items() if key not in (*_OWN, "seen")}
 
     def lacks(self, part: str, seen: str) -> str:  # "" = nothing
         "Why it has no figures of this part"

@@ -255,10 +255,15 @@ def figure(
     drawn.add_scatter(x=value, y=names, mode="markers", error_x=bars, marker=dict(size=9, color=COLOURS[0]))
     return drawn.add_vline(x=value.iloc[-1], line=dict(dash="dot", color=GREY))
 
-# %% ../../nbs/api/evaluation/62_protocols.ipynb #e19bb4ea
+# %% ../../nbs/api/evaluation/62_protocols.ipynb #151447d2
 def _check_trained_on(rec: Recommender, parts: Split) -> None:
     "Refuse parts that the recommender was not trained on"
-    for key, ours in (("fingerprint", parts.events.fingerprint), ("split", parts.protocol["split"])):
+    if rec.data.get("updates"):
+        raise ValueError(
+            "the recommender was updated with further events, and no one split says what it has learnt: give the one of before"
+        )
+    keys = {"fingerprint": parts.events.fingerprint} | {key: parts.protocol.get(key) for key in ("split", "training")}
+    for key, ours in keys.items():
         theirs = rec.data.get(key)
         if theirs not in (None, ours):
             raise ValueError(

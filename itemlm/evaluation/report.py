@@ -534,7 +534,7 @@ def _rehearse(asked: _Asked, rec: Recommender | PartLists, parts: Split, part: P
                 f"metric {name!r} asks where a target stands behind the lists' last place, {min(depths):,}, which nobody knows"
             )
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #20e6565b
+# %% ../../nbs/api/evaluation/60_report.ipynb #ca40a8a1
 def _part_results(
     asked: _Asked, rec: Recommender | PartLists, parts: Split, part: Part, trained: np.ndarray
 ) -> tuple[list[dict], pd.DataFrame, pd.DataFrame]:  # a row of results for each value of `seen`, its targets, its slices
@@ -543,7 +543,8 @@ def _part_results(
     ranks = {rule: r for rule, r in ranks.items() if r.depth is None or r.depth >= min(asked.ks)} or ranks
     facts, owners, column = target_facts(rec, parts, part), owners_of(part.users), attribute_column(rec.items)
     attributes = item_attributes(rec.items, column) if column else None
-    protocol, rows, users, sliced = _protocol(parts, part, facts, trained), [], [], {}
+    training = {"training": rec.data["training"]} if "training" in rec.data else {}  # a refit: a protocol of its own
+    protocol, rows, users, sliced = _protocol(parts, part, facts, trained) | training, [], [], {}
     for rule, r in ranks.items():
         some = asked.within(r.depth)
         top, about = r.top[:, : some.list_length], protocol | {"seen": rule}
@@ -562,13 +563,27 @@ def _whole(asked: _Asked, top: np.ndarray, n_items: int) -> dict[str, dict[str, 
     k = asked.list_length
     return {f"coverage@{k}": {"mean": coverage(top, n_items)}, f"gini@{k}": {"mean": gini(top, n_items)}}
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #b1a3ab4f
+# %% ../../nbs/api/evaluation/60_report.ipynb #327dfe8e
+def _may_have_leaked(rec: Recommender, parts: Split, part: str) -> str:  # "" = nothing speaks for it
+    "What a recommender without its users still says of the data that it is to be measured on"
+    known, print_ = rec.data, parts.events.fingerprint
+    if len(rec.trained):
+        return ""
+    if any(one.get("fingerprint") == print_ for one in known.get("updates", [])):
+        return "the model was updated with events of this data: its targets may be among them"
+    if known.get("fingerprint") == print_ and (known.get("training") == "everything" or (known.get("training") and part == "valid")):
+        return f"the {part} part of this data was trained on ({known['training']}), so its figures say nothing"
+    return ""
+
+# %% ../../nbs/api/evaluation/60_report.ipynb #162d18eb
 def _warn_of_leak(rec: Recommender, parts: Split, trained: dict[str, np.ndarray]) -> None:
     for part, known in trained.items():
         if known.any():
             share = f"{known.sum():,} of {len(known):,} {part} targets ({known.mean():.1%})"
             told = f"{share} are interactions that the model was trained on, so their figures say nothing"
             warnings.warn(f"{told}: evaluate it on the split it was trained on, or train it on this one", stacklevel=3)
+        elif told := _may_have_leaked(rec, parts, part):
+            warnings.warn(told, stacklevel=3)
     theirs, ours = rec.data.get("split"), parts.protocol.get("split")
     if not len(rec.trained) and theirs not in (None, ours) and rec.data.get("fingerprint") == parts.events.fingerprint:
         told = f"trained on the {theirs} split of this data: targets of the {ours} split may have been in its training part"
@@ -675,7 +690,7 @@ def _lists_said(report: Report) -> list[str]:
     taken = known["seen_taken_out"] and any(row["seen"] == "drop" for row in rows)
     return said + ([f"{known['seen_taken_out']:,} seen items taken out of them"] if taken else [])
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #bb9d3e6b
+# %% ../../nbs/api/evaluation/60_report.ipynb #54459dba
 def _how(report: Report) -> str:
     "One line that says how the numbers were measured"
     data, protocol = report.data, report.results[0]["protocol"]
@@ -691,7 +706,7 @@ def _how(report: Report) -> str:
     facts = [
         f"{data['name']} ({sizes}; fingerprint {data['fingerprint'][:8]})",
         f"split {protocol['split']}",
-        *(f"{key} {protocol[key]}" for key in ("n", "k_core", "min_rating", "data_ties") if protocol.get(key)),
+        *(f"{key} {protocol[key]}" for key in ("n", "k_core", "min_rating", "data_ties", "training") if protocol.get(key)),
         f"candidates: {protocol['candidates']} items",
         f"ties: {protocol['ties']}",
         *learnt,

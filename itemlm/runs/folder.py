@@ -251,7 +251,7 @@ def steady(
                 raise
     return read()
 
-# %% ../../nbs/api/runs/50_folder.ipynb #093cc5ea
+# %% ../../nbs/api/runs/50_folder.ipynb #b892f3c2
 def check_identity(folder: str | Path, theirs: dict, ours: dict) -> None:
     "Raise with every entry in which two runs differ"
     theirs, ours = flatten(theirs), flatten(ours)
@@ -262,10 +262,24 @@ def check_identity(folder: str | Path, theirs: dict, ours: dict) -> None:
             " so its vectors are of other items: give the rows in the order of then, or choose another out_dir"
         )
     differ = [f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in keys]
+    more = ", or train it on, load(folder).update(new_events)" if "data" in keys else ""
     if differ:
-        raise FileExistsError(f"{folder} belongs to another run ({'; '.join(differ[:5])}); choose another out_dir, or delete it")
+        raise FileExistsError(f"{folder} belongs to another run ({'; '.join(differ[:5])}); choose another out_dir, or delete it{more}")
 
-# %% ../../nbs/api/runs/50_folder.ipynb #c89a4ff7
+# %% ../../nbs/api/runs/50_folder.ipynb #518c3b79
+def _goes_on(record: dict, identity: dict) -> bool:
+    "Is it a finished training that is asked for more epochs, all else being equal?"
+    theirs, ours = flatten(record.get("identity", {})), flatten(identity)
+    then, now = theirs.pop("fit.epochs", 0), ours.pop("fit.epochs", 0)
+    return (
+        theirs == ours
+        and now > then > 0
+        and record.get("finished", False)
+        and LOG in record.get("hashes", {})
+        and "training" not in identity
+    )
+
+# %% ../../nbs/api/runs/50_folder.ipynb #84aa89ea
 def strange_files(folder: Path) -> list[str]:
     "Names in a folder that is no run which a run to be made there did not write"
     there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -286,11 +300,11 @@ def _check_folder(folder: Path, identity: dict) -> dict:
         raise FileExistsError(f"{folder} holds a recommender that was saved there, and is no run of fit; choose another out_dir")
     if not record and (strange := strange_files(folder)):
         raise FileExistsError(f"{folder} holds other files ({', '.join(strange[:3])}) and is no run; choose an empty out_dir")
-    if record:
+    if record and not _goes_on(record, identity):
         check_identity(folder, record["identity"], identity)
     return record
 
-# %% ../../nbs/api/runs/50_folder.ipynb #aac6f3dd
+# %% ../../nbs/api/runs/50_folder.ipynb #46268ab9
 @contextmanager
 def claim_run(
     out_dir: str | Path,
@@ -306,6 +320,8 @@ def claim_run(
             finish_saving(folder)
             _remove_leftovers(folder)
             told = {"format": FORMAT, "identity": identity} | ({} if params is None else {"params": json.loads(json.dumps(params))})
+            if _goes_on(record, identity):
+                told |= {"finished": False, "restarts": [*record.get("restarts", []), record["identity"]["fit"]["epochs"]]}
             if (new := {"finished": False} | record | told) != record:
                 write_record(folder, new)
         except OSError as error:

@@ -18,12 +18,13 @@ from torch import Tensor
 from ..core import atomic_write
 from ..models.base import SequenceModel
 
-# %% ../../nbs/api/training/54_checkpoint.ipynb #e0dcbb9d
+# %% ../../nbs/api/training/54_checkpoint.ipynb #eb7ddabe
 @dataclass
 class Progress:
     "Where a run stands; with weights and optimiser, all it takes to go on"
 
     step: int = 0  # updates done
+    start: int = 0  # of them, before the last warm restart
     loss: float = 0.0  # sum over this epoch's targets so far
     targets: int = 0  # this epoch's targets so far
     best: float = -1.0  # best validation NDCG@10
@@ -56,7 +57,7 @@ def save_progress(path: Path, progress: Progress, model: SequenceModel, optimize
         except SafetensorError as error:  # a full disk, in safetensors' words
             raise OSError(f"cannot write {path}: {error}; nothing was changed") from error
 
-# %% ../../nbs/api/training/54_checkpoint.ipynb #0c8e6c7f
+# %% ../../nbs/api/training/54_checkpoint.ipynb #2b88b8bf
 def load_progress(path: Path, model: SequenceModel, optimizer: torch.optim.Optimizer) -> Progress:
     "Put weights and optimiser back as they were and return where the run stood"
     try:
@@ -73,6 +74,6 @@ def load_progress(path: Path, model: SequenceModel, optimizer: torch.optim.Optim
     progress.best_weights = groups["best"]
     for name, parameter in model.named_parameters():
         if name in groups[MOMENTS[0]]:
-            step = torch.tensor(float(progress.step), device=parameter.device)
+            step = torch.tensor(float(progress.step - progress.start), device=parameter.device)
             optimizer.state[parameter] = {"step": step} | {moment: groups[moment][name].to(parameter.device) for moment in MOMENTS}
     return progress
