@@ -322,6 +322,20 @@ def rank_part(
                 all_ranks.top[rows] = (top_lists(scores, top_k, out)["drop"] if rule == "window" else lists[rule])[0]
     return found
 
+# %% ../../nbs/api/serving/55_recommender.ipynb #ae8d64d6
+@patch
+def calibrate(
+    self: Recommender,
+    parts: Split,
+    part: str | Part = "valid",  # its name, or some of its users
+) -> None:
+    "Let the model choose what targets that it was not trained on decide"
+    histories, targets = self.part_columns(parts, parts.part(part) if isinstance(part, str) else part)
+    read = known_items(histories, self.tokenizer)
+    some = (read.lengths > 0) & (targets >= 0)
+    with self.model.cached_item_table():
+        self.model.calibrate(read.take(some), targets[some])
+
 # %% ../../nbs/api/serving/55_recommender.ipynb #4438b299
 def vocabulary_hash(tokenizer: ItemTokenizer) -> str:
     "Hash of the items in token order; written beside the weights, which fit no other order"

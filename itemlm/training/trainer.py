@@ -204,7 +204,7 @@ def say(self: Trainer, line: str) -> None:
     if self.verbose:
         print(line, flush=True)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #250fa7c1
+# %% ../../nbs/api/training/55_trainer.ipynb #da741b03
 @patch
 def save(self: Trainer) -> None:
     "Write what it takes to go on from here, and the log beside it"
@@ -220,6 +220,7 @@ def finish(self: Trainer) -> Recommender:
     "The recommender with the best weights; saved, and the resume state dropped if there is nothing left to do"
     self.model.load_state_dict(self.progress.best_weights)
     self.model.eval()
+    self.recommender.calibrate(self.parts, self.valid)
     self.recommender.log = self.progress.log
     if self.folder:
         write_run(self.recommender, self.folder, finished=self.done)
@@ -312,13 +313,14 @@ def read_config(
     }
     return TrainingConfig(model=kind.Config(**fitted["model"]), **plain)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #f1bdb2bf
+# %% ../../nbs/api/training/55_trainer.ipynb #16010681
 def _train(
     rec: Recommender, parts: Split, config: TrainingConfig, folder: Path | None, max_minutes: float | None, verbose: bool
 ) -> Recommender:
     "Train the model of a new recommender, if it learns; save it"
     if not rec.model.learns:
         rec.model.eval()
+        rec.calibrate(parts)
         if folder:
             write_run(rec, folder, finished=True)
         return rec
