@@ -64,7 +64,9 @@ VARIANTS = {
     "text_beam, titles": text_beam("title"),
     "text_beam, semantic IDs": text_beam("semantic"),
     "hf_beam": hf_beam(network=GPT2),
-    "hierarchy with neighbours": with_neighbours(hierarchy()),
+    "hierarchy with neighbours": with_neighbours(
+        hierarchy(ItemLLMConfig(checkpoint="", trainable=True, width=16, layers=1, vocabulary=300))
+    ),
     "bert4rec with neighbours": with_neighbours(preset("bert4rec"), weight=0.3),
 }
 RECIPES = {name: preset(name) for name in MODELS} | VARIANTS | {"lstm, defined here": lstm()}
@@ -134,7 +136,7 @@ def test_causal_where_it_is_claimed(model):
     changed[0, 3] = 20
     model = model.double().eval()
     same = torch.equal(model.encode(changed)[0, :3], model.encode(tokens)[0, :3])
-    assert same == type(model).causal and not torch.equal(model.encode(changed)[0, 3:], model.encode(tokens)[0, 3:])
+    assert same == model.causal and not torch.equal(model.encode(changed)[0, 3:], model.encode(tokens)[0, 3:])
 
 
 def test_alone_or_together(model):
