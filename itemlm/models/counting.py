@@ -57,7 +57,7 @@ def popularity(**changes) -> TrainingConfig:
     "All-time popularity; `half_life=90` counts recent events more"
     return TrainingConfig(model=Popularity.Config(**changes), init="random")
 
-# %% ../../nbs/api/models/35_counting.ipynb #ef533285
+# %% ../../nbs/api/models/35_counting.ipynb #3b849d76
 def _sparse_rows(pairs: np.ndarray, n_columns: int, n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Counted pairs (row * n_columns + column, in any order) row by row (CSR): offsets (n_rows + 1,), columns (n,), counts (n,)"
     keys, counts = np.unique(pairs, return_counts=True)
@@ -71,7 +71,7 @@ def _row_entries(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:  # (n_
     whose = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), n)
     return whose, torch.arange(len(whose), device=rows.device) - (n.cumsum(0) - n)[whose] + starts[whose]
 
-
+# %% ../../nbs/api/models/35_counting.ipynb #b72f6f7d
 class Markov(SequenceModel):
     "What came right after the last item in other histories, popularity where that says little"
 
@@ -179,7 +179,7 @@ def setup(self: ItemKNN, parts: Split, tokenizer: ItemTokenizer) -> None:
         best = cosine.topk(self.columns.shape[1])
         self.columns[block], self.cosines[block] = best.indices.to(self.columns.device), best.values.to(self.columns.device)
 
-# %% ../../nbs/api/models/35_counting.ipynb #24bea82a
+# %% ../../nbs/api/models/35_counting.ipynb #5f58c934
 class SequentialKNN(SequenceModel):
     "The last items of a history vote for items that stood near them in other histories, for what came after most"
 
@@ -208,12 +208,21 @@ class SequentialKNN(SequenceModel):
         for name, kind in dict(offsets=torch.int64, columns=torch.int32, weights=torch.float32).items():
             self.register_buffer(name, torch.zeros(0, dtype=kind))
 
-    def load_files(self, texts: dict[str, str], weights: dict[str, Tensor]) -> None:
-        self.take_rows(*(torch.zeros_like(weights[name]) for name in ("offsets", "columns", "weights")))
+# %% ../../nbs/api/models/35_counting.ipynb #990991af
+@patch
+def take_rows(
+    self: SequentialKNN,
+    offsets: Tensor,  # (V + 1,)
+    columns: Tensor,  # (n,)
+    weights: Tensor,  # (n,)
+) -> None:
+    "Make these the neighbours of all items, row by row (CSR)"
+    self.offsets, self.columns, self.weights = offsets, columns.to(torch.int32), weights
 
-    def take_rows(self, offsets: Tensor, columns: Tensor, weights: Tensor) -> None:  # (V + 1,), (n,), (n,)
-        "Neighbours of all items, row by row (CSR)"
-        self.offsets, self.columns, self.weights = offsets, columns.to(torch.int32), weights
+
+@patch
+def load_files(self: SequentialKNN, texts: dict[str, str], weights: dict[str, Tensor]) -> None:
+    self.take_rows(*(torch.zeros_like(weights[name]) for name in ("offsets", "columns", "weights")))  # as many as were counted
 
 # %% ../../nbs/api/models/35_counting.ipynb #20a1ab4a
 def _joined(keys: np.ndarray, weights: np.ndarray, more: np.ndarray, much: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
