@@ -148,7 +148,7 @@ def load_files(self: Mixture, texts: dict[str, str], weights: dict[str, Tensor])
         vars(self)["_modules"][name].load_files(texts, own)
     self.embed_tokens = self.network.embed_tokens
 
-# %% ../../nbs/api/models/38_mixture.ipynb #77cbf14a
+# %% ../../nbs/api/models/38_mixture.ipynb #88ee5325
 @patch
 def _parts(self: Mixture, histories: Ragged) -> tuple[Tensor, Tensor]:  # (B, V), (B, V)
     "The network's log-probabilities and the neighbours' probabilities, 0 in a whole row where they have no vote"
@@ -158,8 +158,10 @@ def _parts(self: Mixture, histories: Ragged) -> tuple[Tensor, Tensor]:  # (B, V)
 
 def _mixed(network: Tensor, near: Tensor, weight: float) -> Tensor:  # log-probabilities, probabilities (B, V) -> (B, V)
     "Log-probabilities of both together; the network's own where the neighbours say nothing"
-    both = torch.logaddexp(network + math.log1p(-weight), near.log() + math.log(weight))
-    return torch.where(near.sum(1, keepdim=True) > 0, both, network)
+    both = network + math.log1p(-weight) * near.any(1, keepdim=True)
+    voted = near.nonzero(as_tuple=True)  # few of all items
+    both[voted] = torch.logaddexp(both[voted], (near[voted] * weight).log())
+    return both
 
 
 @patch
