@@ -154,14 +154,21 @@ def _taken(rec: Recommender, history: list[str], seen: str) -> np.ndarray:
     "Columns that a rule leaves out; negative ones are no items"
     return rec.tokenizer.encode(history if seen == "drop" else []) - rec.tokenizer.n_special
 
-# %% ../nbs/api/70_explain.ipynb #cb9860eb
+# %% ../nbs/api/70_explain.ipynb #9d040411
+def _shares(rec: Recommender, history: list[str], columns: np.ndarray) -> dict[str, np.ndarray]:  # (n,) of each part
+    "Which share of some items' probabilities came from which part of the model; none where it is of one piece"
+    tokens, _ = rec.window(history)
+    found = rec.model.shares(Sequences.from_lists([tokens])) if len(tokens) else {}
+    return {f"share_{name}": share[0, torch.from_numpy(columns).to(share.device)].cpu().numpy() for name, share in found.items()}
+
+# %% ../nbs/api/70_explain.ipynb #bc6c3028
 def because(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
     items: list[str] | None = None,  # raw ids to explain; None = the k best
     k: int = 10,
     seen: str = "drop",  # leave out of the list what is in the history, or "keep" it
-) -> pd.DataFrame:  # rank, item, title, score, because, because_title, position in the history, effect, times
+) -> pd.DataFrame:  # rank, item, title, score, because, because_title, position in the history, effect, times, shares
     "Recommendations and the history item that each owes most to; none where no removal lowers its score"
     found = _removals(rec, history, items, k, seen)
     best, each = found.lost.argmax(0), np.arange(len(found.columns))  # row 0 is 0 everywhere: nothing taken out
@@ -181,7 +188,7 @@ def because(
         "effect": found.lost[best, each],
         "times": found.times[best, each],
     }
-    table = item_frame(table)
+    table = item_frame(table | _shares(rec, history, found.columns))
     table.attrs["note"] = found.note
     return table
 

@@ -470,13 +470,13 @@ def search_table(
     rows = [[key, round(seconds), epochs, valid, preset, f"{valid / preset:.3f}"] for key, seconds, epochs, valid, preset in rows]
     return Table(head=["setting", "seconds", "epochs", "validation ndcg@10", "preset, as many epochs", "ratio"], rows=rows)
 
-# %% ../nbs/api/90_study.ipynb #2b0ba587
+# %% ../nbs/api/90_study.ipynb #1d1cc280
 @dataclass(frozen=True, kw_only=True)
 class StudyParameters:
     "What `compare.ipynb` is asked for"
 
     datasets: str = "ml-latest-small,beauty,toys"  # names or paths
-    models: str = "item_lm,sasrec_ce,sasrec_bce,gru4rec_ce,hstu,bert4rec,item_knn,markov,popularity"
+    models: str = "item_lm,item_lm_knn,sasrec_ce,sasrec_bce,gru4rec_ce,hstu,bert4rec,sequential_knn,item_knn,markov,popularity"
     seeds: int = 1  # of each trained model
     more_seeds: int = 3  # of item_lm and sasrec_ce
     preset: str = "small"

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from itemlm import Recommender, SequenceModel, TrainingConfig, evaluate, fit, load, read_events, split, tiny
 from itemlm.data.tokenizer import PAD, ItemTokenizer, Sequences
 from itemlm.models.losses import LOSSES, full_softmax
+from itemlm.models.mixture import with_neighbours
 from itemlm.models.presets import MODELS, preset
 from itemlm.models.text.encoders import ItemLLMConfig
 from itemlm.models.text.generative import text_beam
@@ -63,6 +64,10 @@ VARIANTS = {
     "text_beam, titles": text_beam("title"),
     "text_beam, semantic IDs": text_beam("semantic"),
     "hf_beam": hf_beam(network=GPT2),
+    "hierarchy with neighbours": with_neighbours(
+        hierarchy(ItemLLMConfig(checkpoint="", trainable=True, width=16, layers=1, vocabulary=300))
+    ),
+    "bert4rec with neighbours": with_neighbours(preset("bert4rec"), weight=0.3),
 }
 RECIPES = {name: preset(name) for name in MODELS} | VARIANTS | {"lstm, defined here": lstm()}
 
@@ -134,7 +139,7 @@ def test_causal_where_it_is_claimed(model):
     changed[0, 3] = 20
     model = model.double().eval()
     same = torch.equal(model.encode(changed)[0, :3], model.encode(tokens)[0, :3])
-    assert same == type(model).causal and not torch.equal(model.encode(changed)[0, 3:], model.encode(tokens)[0, 3:])
+    assert same == model.causal and not torch.equal(model.encode(changed)[0, 3:], model.encode(tokens)[0, 3:])
 
 
 def test_alone_or_together(model):

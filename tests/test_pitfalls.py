@@ -50,7 +50,7 @@ from itemlm.evaluation.report import evaluate, user_metrics
 from itemlm.metrics.ranks import ndcg, recall
 from itemlm.metrics.statistics import paired_difference
 from itemlm.models.base import SequenceModel
-from itemlm.models.counting import item_knn, markov, popularity
+from itemlm.models.counting import item_knn, markov, popularity, sequential_knn
 from itemlm.models.item_lm import ItemLMConfig, tiny
 from itemlm.models.losses import sample_negatives
 from itemlm.models.neural import HSTU, BERT4Rec, GRU4Rec, SASRec, bert4rec, gru4rec, hstu, sasrec, sasrec_bce
@@ -123,6 +123,7 @@ def films() -> Split:
 
 
 MODELS = {"ItemLM": tiny(epochs=2), "popularity": popularity(), "Markov": markov(), "item-kNN": item_knn(),
+          "sequential item-kNN": sequential_knn(),
           "GRU4Rec": gru4rec(epochs=1), "SASRec": sasrec(epochs=1), "SASRec, BCE": sasrec_bce(epochs=1),
           "BERT4Rec": bert4rec(epochs=1), "HSTU": hstu(epochs=1)}  # fmt: skip
 

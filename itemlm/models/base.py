@@ -303,6 +303,24 @@ def tokens_per_item(self: SequenceModel) -> float:
     "Tokens that are read for an item of a history, in the mean"
     return 1.0
 
+# %% ../../nbs/api/models/31_base.ipynb #124d1be7
+@patch
+def calibrate(
+    self: SequenceModel,
+    histories: Ragged,  # B rows of item tokens, oldest first, none empty
+    targets: np.ndarray,  # (B,) columns
+) -> None:
+    "After training: choose what the validation part decides; nothing by default"
+
+
+@patch
+def shares(
+    self: SequenceModel,
+    histories: Ragged,  # B rows of item tokens, oldest first, none empty
+) -> dict[str, Tensor]:  # (B, V) between 0 and 1, by the name of the part; they add up to 1
+    "Which share of each item's probability came from which part of the model; none by default: it is of one piece"
+    return {}
+
 # %% ../../nbs/api/models/31_base.ipynb #2827c445
 @patch
 def files(self: SequenceModel) -> dict[str, str]:

@@ -5,27 +5,31 @@
 # %% auto #0
 __all__ = ['MODELS', 'SIZES', 'named', 'trains', 'preset']
 
-# %% ../../nbs/api/models/37_presets.ipynb #4ab57118
+# %% ../../nbs/api/models/37_presets.ipynb #1ffb46ba
 import importlib
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from .counting import item_knn, markov, popularity
+from .counting import item_knn, markov, popularity, sequential_knn, symmetric_knn
 from .item_lm import long_history, small, tiny
+from .mixture import item_lm_knn
 from .neural import bert4rec, gru4rec, hstu, sasrec, sasrec_bce
 from .recipe import TrainingConfig
 from .text.content_knn import content_knn
 from .text.generative import text_beam
 from .text.rows import hierarchy, item_plus_text
 
-# %% ../../nbs/api/models/37_presets.ipynb #22a8ec1d
+# %% ../../nbs/api/models/37_presets.ipynb #f37e4370
 MODELS = {
     "item_lm": small,
+    "item_lm_knn": item_lm_knn,
     "popularity": popularity,
     "markov": markov,
     "item_knn": item_knn,
+    "sequential_knn": sequential_knn,
+    "symmetric_knn": symmetric_knn,
     "gru4rec_ce": gru4rec,
     "sasrec_ce": sasrec,
     "sasrec_bce": sasrec_bce,

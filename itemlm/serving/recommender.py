@@ -445,6 +445,20 @@ def part_columns(self: Recommender, parts: Split, part: Part) -> tuple[Sequences
     targets = self.tokenizer.encode_codes(Ragged(part.targets, np.arange(len(part.targets) + 1)), raw_ids).values
     return self.tokenizer.encode_codes(part.histories, raw_ids), np.maximum(targets - self.tokenizer.n_special, -1)
 
+# %% ../../nbs/api/serving/55_recommender.ipynb #ae8d64d6
+@patch
+def calibrate(
+    self: Recommender,
+    parts: Split,
+    part: str | Part = "valid",  # its name, or some of its users
+) -> None:
+    "Let the model choose what targets that it was not trained on decide"
+    histories, targets = self.part_columns(parts, parts.part(part) if isinstance(part, str) else part)
+    read = known_items(histories, self.tokenizer)
+    some = (read.lengths > 0) & (targets >= 0)
+    with self.model.cached_item_table():
+        self.model.calibrate(read.take(some), targets[some])
+
 # %% ../../nbs/api/serving/55_recommender.ipynb #1c03da9e
 @dataclass(frozen=True, kw_only=True)
 class PartRanks(Ranks):

@@ -242,7 +242,7 @@ def say(self: Trainer, line: str) -> None:
     if self.verbose:
         print(line, flush=True)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #250fa7c1
+# %% ../../nbs/api/training/55_trainer.ipynb #8ab5e3ce
 @patch
 def save(self: Trainer) -> None:
     "Write what it takes to go on from here, and the log beside it"
@@ -254,10 +254,17 @@ def save(self: Trainer) -> None:
 
 
 @patch
+def calibrate(self: Trainer) -> None:
+    "Let the model choose what the validation part decides"
+    self.recommender.calibrate(self.parts, self.valid)
+
+
+@patch
 def finish(self: Trainer) -> Recommender:
     "The recommender with the best weights; saved, and the resume state dropped if there is nothing left to do"
     self.model.load_state_dict(self.progress.best_weights)
     self.model.eval()
+    self.calibrate()
     self.recommender.log = self.progress.log
     if self.folder:
         write_run(self.recommender, self.folder, finished=self.done)
@@ -358,10 +365,12 @@ def read_config(
     }
     return TrainingConfig(model=kind.Config(**fitted["model"]), **plain)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #96baed22
-def _counted(rec: Recommender, folder: Path | None) -> Recommender:
-    "A recommender that only counts, saved: there is nothing to train"
+# %% ../../nbs/api/training/55_trainer.ipynb #1a662b0a
+def _counted(rec: Recommender, folder: Path | None, parts: Split | None = None) -> Recommender:
+    "A recommender that only counts, calibrated on the validation part of a split, and saved: there is nothing to train"
     rec.model.eval()
+    if parts:
+        rec.calibrate(parts)
     if folder:
         write_run(rec, folder, finished=True)
     return rec
@@ -406,7 +415,7 @@ def _finished(folder: Path | None) -> bool:
     "Is there nothing left to do?"
     return bool(folder) and read_record(folder).get("finished", False)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #db2fceb5
+# %% ../../nbs/api/training/55_trainer.ipynb #27bd9c8e
 STRICT = "strict"  # in the folder of a refit: the run that chose how long to train
 
 
@@ -423,13 +432,16 @@ class Refit(Trainer):
     def done(self) -> bool:
         return self.progress.step >= self.last
 
+    def calibrate(self) -> None:
+        "Nothing is left to choose by: the strict run has chosen"
+
     def validate(self) -> None:
         "Nothing is left to validate on: the newest weights are kept"
         p = self.progress
         p.best_weights = copied_weights(self.model)
         self.say(f"refit: step {p.step:,}/{self.last:,}  loss {p.loss / p.targets:.3f}  {self.count_seconds():.0f} s in all")
 
-# %% ../../nbs/api/training/55_trainer.ipynb #280e7919
+# %% ../../nbs/api/training/55_trainer.ipynb #19d625e0
 def _new(parts: Split, config: TrainingConfig, device: str) -> tuple[Recommender, TrainingConfig]:
     "A recommender of a recipe before its model has seen anything, and the recipe with the catalogue's size"
     tokenizer = ItemTokenizer.from_split(parts)
@@ -449,11 +461,12 @@ def _train_anew(
     verbose: bool,
 ) -> Recommender:
     "Train as long as a strict run says on more than it had"
+    config = replace(config, model=chosen.model.config)  # with what it chose on the validation part
     rec, sized_config = _new(whole, config, str(chosen.model.device))
     rec.model = prepare_model(rec.model, sized_config, whole, rec.tokenizer)
     if not rec.model.learns:
         return _counted(rec, folder)
-    steps = Trainer(chosen, parts, replace(config, model=chosen.model.config), verbose=False).total
+    steps = Trainer(chosen, parts, config, verbose=False).total
     return _train(Refit(chosen, steps, rec, whole, sized_config, folder, verbose), max_minutes)
 
 # %% ../../nbs/api/training/55_trainer.ipynb #4137ff19
@@ -500,7 +513,7 @@ def _refit(
             write_run(chosen, folder, finished=False)
         return chosen
 
-# %% ../../nbs/api/training/55_trainer.ipynb #a9b3a88d
+# %% ../../nbs/api/training/55_trainer.ipynb #b41e9225
 def fit(
     parts: Split,
     config: TrainingConfig | None = None,  # what to train and how; None = `small()`
@@ -523,4 +536,4 @@ def fit(
         if folder:
             _check_room(folder, needed)
         rec.model = prepare_model(rec.model, config, parts, rec.tokenizer)
-        return _train(Trainer(rec, parts, config, folder, verbose), max_minutes) if rec.model.learns else _counted(rec, folder)
+        return _train(Trainer(rec, parts, config, folder, verbose), max_minutes) if rec.model.learns else _counted(rec, folder, parts)

@@ -1,0 +1,176 @@
+"A network with sequential neighbours: trained as it is without them, weighed by validation, saved, resumed, explained, named in a job."
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from itemlm import evaluate, fit, read_events, split, tiny
+from itemlm.data.tokenizer import Sequences
+from itemlm.explain import because
+from itemlm.metrics.ranks import ndcg
+from itemlm.models.counting import SequentialKNN, sequential_knn
+from itemlm.models.mixture import WEIGHTS, with_neighbours
+from itemlm.models.neural import sasrec
+from itemlm.models.text.encoders import ItemLLMConfig
+from itemlm.models.text.rows import hierarchy
+from itemlm.parameters import TrainParameters, recipe_of
+from itemlm.training.mix import mix
+from itemlm.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def parts():
+    "Eighty people who mostly walk on through forty items with titles."
+    rng = np.random.default_rng(0)
+    walks = (rng.integers(0, 40, (80, 1)) + np.cumsum(rng.choice([1, 1, 1, 3, 7], (80, 11)), 1)) % 40
+    items = pd.DataFrame({"item": np.arange(40), "title": [f"{word} {n}" for n, word in zip(range(40), ["cup", "lamp", "chair"] * 14)]})
+    log = pd.DataFrame({"user": np.repeat(np.arange(80), 11), "item": walks.ravel(), "time": np.tile(np.arange(1, 12), 80)})
+    return split(read_events(log, name="walks", items=items, verbose=False))
+
+
+RECIPE = tiny(epochs=2, batch=16)
+READER = ItemLLMConfig(checkpoint="", trainable=True, width=16, layers=1, vocabulary=300)
+
+
+def without_seconds(rec) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rec.log]
+
+
+@pytest.fixture(scope="module")
+def alone(parts):
+    return fit(parts, RECIPE, device="cpu", verbose=False)
+
+
+@pytest.fixture(scope="module")
+def both(parts):
+    return fit(parts, with_neighbours(RECIPE, shrink=5.0), device="cpu", verbose=False)
+
+
+def test_the_network_is_the_one_without_neighbours(alone, both):
+    assert without_seconds(both) == without_seconds(alone)
+    for ours, theirs in zip(both.model.network.parameters(), alone.model.parameters(), strict=True):
+        assert ours.equal(theirs)
+
+
+def test_the_weight_is_the_best_on_validation_and_test_has_no_say(parts, both):
+    def reached(weight):
+        rec = replace(both, model=replace(both.model.config, weight=weight).build())
+        rec.model.load_files({}, both.model.saved_weights())
+        rec.model.load_weights(both.model.saved_weights() | {"weight": torch.tensor(weight)})
+        return ndcg(rec.rank_part(parts, "valid", seen=("drop",))["drop"], 10).mean()
+
+    marks = [reached(weight) for weight in WEIGHTS]
+    assert both.model.config.weight == WEIGHTS[int(np.argmax(marks))] > 0
+    other = replace(parts, test=replace(parts.test, targets=parts.test.targets[::-1].copy()))
+    assert fit(other, with_neighbours(RECIPE, shrink=5.0), device="cpu", verbose=False).model.config == both.model.config
+
+
+def test_broken_off_and_gone_on_with_it_is_the_same(parts, both, tmp_path, monkeypatch):
+    recipe, step = with_neighbours(RECIPE, shrink=5.0), Trainer.step
+
+    def breaks(trainer, rows):
+        if trainer.progress.step == 7:  # in the second epoch
+            raise InterruptedError
+        step(trainer, rows)
+
+    monkeypatch.setattr(Trainer, "step", breaks)
+    with pytest.raises(InterruptedError):
+        fit(parts, recipe, tmp_path / "run", device="cpu", verbose=False)
+    monkeypatch.setattr(Trainer, "step", step)
+    rec = fit(parts, recipe, tmp_path / "run", device="cpu", verbose=False)
+    assert without_seconds(rec) == without_seconds(both) and rec.model.config == both.model.config
+    assert json.loads((tmp_path / "run/run.json").read_text())["config"]["weight"] == both.model.config.weight
+    again = fit(parts, recipe, tmp_path / "run", device="cpu", verbose=False)
+    some = both.history(both.users[:9].tolist())
+    assert again.scores(some).equal(both.scores(some)) and again.model.config == both.model.config
+
+
+def test_mixed_afterwards_it_is_the_same(parts, alone, both):
+    mixed, some = mix(alone, parts, SequentialKNN.Config(shrink=5.0)), both.history(both.users[:9].tolist())
+    assert mixed.scores(some).equal(both.scores(some)) and mixed.model.config == both.model.config
+    assert type(alone.model) is type(both.model.network) and mixed.model.network is not alone.model
+
+
+def test_two_weights_are_two_runs(parts, alone, tmp_path):
+    "A folder that holds one weight is not overwritten by another, and reports of the two are kept apart."
+    mix(alone, parts, weight=0.2).save(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="other weights"):
+        mix(alone, parts, weight=0.5).save(tmp_path / "run")
+
+
+def test_a_given_weight_is_kept(parts):
+    rec = fit(parts, with_neighbours(RECIPE, weight=0.35), device="cpu", verbose=False)
+    assert rec.model.config.weight == 0.35 and float(rec.model.weight) == pytest.approx(0.35)
+
+
+def test_probabilities_and_where_they_came_from(parts, both):
+    some = both.history(both.users[:9].tolist())
+    assert both.scores(some).exp().sum(1).numpy() == pytest.approx(np.ones(9), abs=1e-4)
+    shares, near = both.model.shares(some), both.model.neighbours.scores(some)
+    assert sorted(shares) == ["neighbours", "network"] and (shares["neighbours"][near == 0] == 0).all()
+    assert (shares["neighbours"][near > 0] > 0).all() and torch.allclose(shares["network"] + shares["neighbours"], torch.ones(()))
+    why = because(both, ["1", "2", "3"], k=4)
+    assert (
+        np.allclose(why.share_network + why.share_neighbours, 1)
+        and why.item.tolist() == both.recommend(items=["1", "2", "3"], k=4).item.tolist()
+    )
+
+
+def test_new_users_and_histories_that_nothing_is_known_of(both):
+    assert len(both.recommend(items=[], k=5)) == 5
+    with pytest.warns(UserWarning, match="not known"):
+        assert len(both.recommend(items=["no such item"], k=5)) == 5
+
+
+def test_without_a_single_vote_the_network_decides(both):
+    silent = replace(both, model=mix_of(both, torch.zeros(both.n_items + 1, dtype=torch.int64)))
+    some = both.history(both.users[:9].tolist())
+    assert torch.allclose(silent.scores(some), both.model.network.scores(some).log_softmax(1))
+
+
+def mix_of(rec, offsets):
+    model = type(rec.model)(rec.model.config, rec.model.network)
+    model.neighbours.take_rows(offsets, torch.zeros(0, dtype=torch.int32), torch.zeros(0))
+    return model
+
+
+def test_new_items_are_recommended_by_their_text(parts):
+    rec = fit(parts, with_neighbours(replace(hierarchy(READER), epochs=1), weight=0.4), device="cpu", verbose=False)
+    grown = rec.add_items(pd.DataFrame({"title": ["cup 99"]}, index=["new"]))
+    some = rec.history(rec.users[:9].tolist())
+    scores = grown.scores(some)
+    assert scores.shape == (9, rec.n_items + 1) and torch.isfinite(scores).all() and grown.model.config.weight == 0.4
+    assert (grown.model.shares(some)["neighbours"][:, -1] == 0).all()
+
+
+def test_every_field_has_a_name_in_a_job():
+    asked = {"model.network.width": "32", "model.neighbours.shrink": "80", "model.weight": "0.3"}
+    recipe = recipe_of(TrainParameters(model="item_lm_knn", settings=", ".join(f"{k}={v}" for k, v in asked.items())))
+    assert (recipe.model.network.width, recipe.model.neighbours.shrink, recipe.model.weight) == (32, 80.0, 0.3)
+    with pytest.raises(ValueError, match="model.weight.*must be"):
+        recipe_of(TrainParameters(model="item_lm_knn", settings="model.weight=1"))
+    assert recipe_of(TrainParameters(model="item_lm_knn", preset="long_history")).model.max_len == 200
+
+
+def test_any_network(parts):
+    rec = fit(parts, with_neighbours(sasrec(epochs=1)), device="cpu", verbose=False)
+    assert 0 <= evaluate(rec, parts).metric("ndcg@10")["mean"] <= 1
+
+
+def test_pairs_are_what_a_loop_counts(parts):
+    rec = fit(parts, sequential_knn(reach=4, shrink=2.0, neighbours=0), device="cpu", verbose=False)
+    config, counts = rec.model.config, np.zeros((rec.n_items, rec.n_items))
+    for history in rec.tokenizer.encode_codes(parts.train, parts.events.items.index):
+        for i, one in enumerate(history - 8):
+            for gap, other in enumerate(history[i + 1 : i + 5] - 8):
+                counts[one, other] += config.distance_decay**gap
+                counts[other, one] += config.backward * config.distance_decay**gap
+    counts /= counts.sum(1, keepdims=True) + 2.0
+    got = rec.model.scores(Sequences.from_lists([[8 + n] for n in range(rec.n_items)]))
+    assert got.numpy() == pytest.approx(counts, abs=1e-6)
+    two = rec.model.scores(Sequences.from_lists([[9, 8]]))[0].numpy()
+    assert two == pytest.approx(counts[0] + config.decay * counts[1], abs=1e-6)
