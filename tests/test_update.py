@@ -23,6 +23,7 @@ from itemlm.evaluation.report import evaluate
 from itemlm.models.base import SequenceModel
 from itemlm.models.counting import item_knn, markov, popularity
 from itemlm.models.item_lm import tiny
+from itemlm.models.mixture import with_neighbours
 from itemlm.models.neural import bert4rec, gru4rec
 from itemlm.models.recipe import TrainingConfig
 from itemlm.runs.folder import read_record
@@ -173,6 +174,19 @@ def test_a_counting_model_counts_anew_exactly(recipe, parts):
     order = pd.Index(anew.tokenizer.items).get_indexer(new.tokenizer.items)
     assert new.n_items == anew.n_items and np.allclose(ours, theirs[:, order], rtol=1e-6, atol=0)
     assert new.items["count"].sum() == all_of_it.n_interactions
+
+
+def test_a_mixture_learns_and_counts_anew(parts):
+    mixed = fit(parts, with_neighbours(tiny(epochs=1)), device="cpu", verbose=False)
+    later = mixed.update(events(NEW), verbose=False)
+    assert later.n_items == mixed.n_items + 1 and float(later.model.weight) == float(mixed.model.weight) > 0
+    alone = replace(mixed, model=mixed.model.neighbours).update(events(NEW), verbose=False)
+    history = later.encode([["i1", "fresh"]])
+    assert torch.equal(later.model.neighbours.scores(history), alone.scores(history))
+    with pytest.raises(ValueError, match="Mixture counts anew"):
+        mixed.without_users().update(events(NEW), verbose=False)
+    again = fit(parts, with_neighbours(tiny(epochs=1)), device="cpu", verbose=False, refit=True)
+    assert float(again.model.weight) == float(mixed.model.weight), "chosen before the validation part was trained on"
 
 
 def test_the_same_events_twice(rec):

@@ -92,7 +92,7 @@ def _bind_config(model_class: type) -> None:
     own.model_class = model_class
     model_class.Config = own
 
-# %% ../../nbs/api/models/31_base.ipynb #60fb0687
+# %% ../../nbs/api/models/31_base.ipynb #7daed64f
 ROW_SCALE = 0.05  # length of a row that starts from a known direction, over sqrt(D): chosen on Beauty's validation part (LOG.md)
 
 
@@ -100,6 +100,7 @@ class SequenceModel(nn.Module):
     "What training, evaluation, exploration and export know of a model"
 
     Config = ModelConfig
+    recounts: ClassVar[bool] = False  # beside what is learnt, something is counted on the training part: `recount`
     causal: ClassVar[bool] = True  # a state of `encode` depends on its own and earlier steps alone
 
     def __init_subclass__(cls, **kwargs):
@@ -273,7 +274,7 @@ def item_cosines(
     rows = normalize(table.detach().float().cpu(), dim=-1)
     return rows @ rows[column]
 
-# %% ../../nbs/api/models/31_base.ipynb #ea10da8c
+# %% ../../nbs/api/models/31_base.ipynb #f5fb9eba
 @patch
 def extendable(self: SequenceModel, items: pd.DataFrame) -> np.ndarray:  # (n,) bool
     "Which new items, rows of an item table, it could take in; none by default"
@@ -284,6 +285,11 @@ def extendable(self: SequenceModel, items: pd.DataFrame) -> np.ndarray:  # (n,) 
 def extend(self: SequenceModel, items: pd.DataFrame) -> SequenceModel:
     "The same model with new items at the end; one clear error by default"
     raise ValueError(f"{type(self).__name__} knows items by their tokens only; train hierarchy() or item_plus_text() for new items")
+
+
+@patch
+def recount(self: SequenceModel, parts: Split, tokenizer: ItemTokenizer) -> None:
+    "Count anew, on further events, what is counted beside what is learnt (`recounts`); there is nothing by default"
 
 
 @patch
@@ -302,6 +308,26 @@ def attention_weights(self: SequenceModel, tokens: Tensor) -> Tensor | None:  # 
 def tokens_per_item(self: SequenceModel) -> float:
     "Tokens that are read for an item of a history, in the mean"
     return 1.0
+
+# %% ../../nbs/api/models/31_base.ipynb #82d88244
+@patch
+def widen(
+    self: SequenceModel,
+    rows: Tensor,  # (n, D) of the table, for n items more
+) -> SequenceModel:
+    "The same model with further items at the end, if all that depends on the catalogue is learnt"
+    n = len(rows)
+    with torch.random.fork_rng(devices=[]):
+        made = replace(self.config, n_items=self.config.n_items + n).build()
+    old, learnt, weights = self.state_dict(), {name for name, _ in made.named_parameters()}, {}
+    for name, whole in made.state_dict().items():
+        known = old[name]
+        if whole.shape != known.shape and (name not in learnt or whole.shape[1:] != known.shape[1:] or len(whole) != len(known) + n):
+            raise ValueError(f"{type(self).__name__} cannot take in new items: leave their events out, or train anew")
+        more = rows if name == "embed_tokens.weight" else known[:n].mean(0, keepdim=True).expand(n, *known.shape[1:])
+        weights[name] = known if whole.shape == known.shape else torch.cat([known, more.to(known)])
+    made.load_state_dict(weights)
+    return made.to(self.device)
 
 # %% ../../nbs/api/models/31_base.ipynb #124d1be7
 @patch

@@ -57,11 +57,12 @@ class MixtureConfig(ModelConfig):
         own = {name: wanted[name] for name in ("n_items", "n_special", "weight") if name in wanted}
         return replace(self, network=self.network.with_known(**wanted), max_len=0, **own)
 
-# %% ../../nbs/api/models/38_mixture.ipynb #03e9f8b5
+# %% ../../nbs/api/models/38_mixture.ipynb #2600b69c
 class Mixture(SequenceModel):
     "A network and sequential neighbours, mixed by their probabilities"
 
     Config = MixtureConfig
+    recounts = True
 
     def __init__(self, config: MixtureConfig, network: SequenceModel | None = None):  # None = a new one, untrained
         super().__init__(config)
@@ -116,7 +117,7 @@ def attention_weights(self: Mixture, tokens: Tensor) -> Tensor | None:
 def tokens_per_item(self: Mixture) -> float:
     return self.network.tokens_per_item
 
-# %% ../../nbs/api/models/38_mixture.ipynb #75394c93
+# %% ../../nbs/api/models/38_mixture.ipynb #e790149d
 @patch
 def fingerprint(self: Mixture, items: pd.DataFrame) -> str:
     return self.network.fingerprint(items)
@@ -127,15 +128,30 @@ def extendable(self: Mixture, items: pd.DataFrame) -> np.ndarray:
     return self.network.extendable(items)
 
 
-@patch
-def extend(self: Mixture, items: pd.DataFrame) -> Mixture:
-    network = self.network.extend(items)
+def _with_more(self: Mixture, network: SequenceModel) -> Mixture:
+    "The same with a network that knows further items, which have no neighbours yet"
     model = Mixture(replace(self.config, network=network.config, n_items=network.config.n_items), network)
-    offsets = torch.cat([self.neighbours.offsets, self.neighbours.offsets[-1:].expand(len(items))])
+    more = network.config.n_items - self.config.n_items
+    offsets = torch.cat([self.neighbours.offsets, self.neighbours.offsets[-1:].expand(more)])
     model.neighbours.take_rows(offsets, self.neighbours.columns, self.neighbours.weights)
     return model.train(self.training)
 
 
+@patch
+def extend(self: Mixture, items: pd.DataFrame) -> Mixture:
+    return _with_more(self, self.network.extend(items))
+
+
+@patch
+def widen(self: Mixture, rows: Tensor) -> Mixture:
+    return _with_more(self, self.network.widen(rows))
+
+
+@patch
+def recount(self: Mixture, parts: Split, tokenizer: ItemTokenizer) -> None:
+    self.neighbours.setup(parts, tokenizer)
+
+# %% ../../nbs/api/models/38_mixture.ipynb #7708c3b3
 @patch
 def files(self: Mixture) -> dict[str, str]:
     return self.network.files()
