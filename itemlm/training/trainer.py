@@ -156,14 +156,14 @@ class Trainer:
         waited = self.epoch - max(self.progress.best_epoch, self.progress.start // self.steps_per_epoch)
         return self.epoch >= self.config.epochs or (bool(self.progress.log) and waited >= self.config.patience)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #fb72a85b
+# %% ../../nbs/api/training/55_trainer.ipynb #ff567606
 @patch
 def shown(
     self: Trainer,
     order: list,  # what is left of an epoch
 ) -> Iterator[np.ndarray]:
     "The steps of an epoch, with a line that says how far it is"
-    p, first = self.progress, self.steps_per_epoch - len(order)
+    p, first = self.progress, self.progress.step % self.steps_per_epoch
     line = ProgressLine(self.steps_per_epoch, f"epoch {self.epoch + 1}/{self.config.epochs}") if self.verbose else None
     try:
         for number, rows in enumerate(order, 1):
@@ -174,7 +174,7 @@ def shown(
         if line:
             line.close()
 
-# %% ../../nbs/api/training/55_trainer.ipynb #c92ac5de
+# %% ../../nbs/api/training/55_trainer.ipynb #861b7371
 @patch
 def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     "One update; rate and dropout are functions of the step"
@@ -196,9 +196,9 @@ def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
     p, config, known = self.progress, self.config, len(self.progress.log)
     order = epoch_order(self.sequences, config.batch, config.seed, self.epoch, config.bucket)
     self.model.train()
-    for rows in self.shown(order[p.step % self.steps_per_epoch :]):
+    for rows in self.shown(order[p.step % self.steps_per_epoch :][: self.last - p.step]):
         self.step(rows)
-        if time.monotonic() > deadline or p.step == self.last:
+        if time.monotonic() > deadline:
             break
         if time.monotonic() - self.lap > SAVE_EVERY:
             self.save()
