@@ -1,4 +1,4 @@
-"""What daily use costs: rules, lists for everybody.
+"""What daily use costs: rules, lists for everybody. Of the same topic: use_update.py, use_referee.py and use_leak.py.
 
     python bench/use.py                # everything that this commit has no figure for yet
     python bench/use.py rules          # one part, also a second time: rules, recommend_all
@@ -30,12 +30,24 @@ from itemlm.serving.recommender import Recommender
 from itemlm.serving.rules import Rules
 
 K, ROUNDS, SAMPLE = 100, 3, 40
-NOTES = (
+NOTES = (  # of this and of the scripts use_update, use_referee and use_leak: one topic
     "Beauty, 22,363 users, lists of 100, seen items dropped, an untrained model of the default width. rules_time_ratio: processor time "
     "of all lists with an allow-list of half the catalogue, drawn at random, and at most 5 items of a brand, over that without rules, "
     "median of 3 interleaved rounds; a sample of the lists is equal to a walk down the whole ranking. Beauty's copy has no brands: "
     "they are drawn by Zipf's law with exponent 1 from 2,000. recommend_all_seconds: all lists, without rules, into a Parquet file. "
-    "recommend_all_peak_gb: peak resident memory of a process that loads the data and writes them."
+    "recommend_all_peak_gb: peak resident memory of a process that loads the data and writes them. "
+    "update_*: MovieLens latest-small, default preset, trained on what lies before 2015-07-13 (nine tenths), then updated with 32 "
+    "slices of two weeks, one after another (a day there has three users). update_gain: NDCG@10 (full ranking, seen items dropped, mean "
+    "over a user's events, at most 20) of the next slice, updated minus old, paired over users and slices; lo and hi: 95 % bootstrap. "
+    "update_time_share: processor seconds of an update, the mean over slices, over those of a full training (an epoch with its "
+    "validation, times the epochs that were trained). update_anew_gain: updated minus trained anew at slice 16, on the slices after it, "
+    "neither learning on. "
+    "referee_difference: the largest difference of any metric, over its mean and the values of single users, between a report of the "
+    "internal path and one of the same lists (50 items, scores) given as a table, between tables by rank and ir-measures, and the same "
+    "for lists of RecTools 0.19 (cosine item kNN); leave-one-out test part, a model of one epoch, all users. "
+    "leak_mb_100_changes: what 76 recolourings of the map and 24 changes of the run add to the browser tab's JavaScript heap after garbage "
+    "collection and to the kernel's memory, together, after a first round; figures left are none but the one that is shown. "
+    "controls_tested: kinds of controls, by tab and name, that tests/test_controls.py finds and drives."
 )
 
 

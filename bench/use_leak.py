@@ -14,6 +14,7 @@ import ipywidgets as W
 import psutil
 from explore import chromium
 from record import ROOT, record, recorded
+from use import NOTES
 
 sys.path.insert(0, str(ROOT / "tests"))
 import test_controls as controls  # noqa: E402
@@ -21,11 +22,6 @@ import test_explore as lab  # noqa: E402
 
 from itemlm.explore import explore, views  # noqa: E402
 
-NOTES = (
-    "leak_mb_100_changes: what 76 recolourings of the map and 24 changes of the run add to the browser tab's JavaScript heap after garbage "
-    "collection and to the kernel's memory, together, after a first round; figures left are none but the one that is shown. "
-    "controls_tested: kinds of controls, by tab and name, that tests/test_controls.py finds and drives."
-)
 COLOURS, RUNS = 76, 24
 
 

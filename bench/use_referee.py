@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from ir_measures import AP, RR, P, R, nDCG
 from record import ROOT, record
+from use import NOTES
 
 from itemlm.core import Ragged
 from itemlm.data.datasets import load_dataset
@@ -30,11 +31,6 @@ from itemlm.training.trainer import fit
 K = 50
 MEASURES = {nDCG @ k: f"ndcg@{k}" for k in (5, 10, 20)} | {R @ k: f"recall@{k}" for k in (5, 10, 20)}
 MEASURES |= {P @ 10: "precision@10", AP @ 20: "map@20", RR @ 20: "mrr@20"}
-NOTES = (
-    "referee_difference: the largest difference of any metric, over its mean and the values of single users, between a report of the "
-    "internal path and one of the same lists (50 items, scores) given as a table, between tables by rank and ir-measures, and the same "
-    "for lists of RecTools 0.19 (cosine item kNN); leave-one-out test part, a model of one epoch, all users."
-)
 RECTOOLS = """
 import sys
 import pandas as pd
@@ -126,5 +122,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     figures = referee(*sys.argv[1:2])
     if not sys.argv[1:]:
-        record("use", figures, NOTES + ("" if figures["referee_rectools"] else " RecTools could not be installed."))
+        record("use", figures, NOTES)
     print(json.dumps(figures, indent=1))

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from record import ROOT, record, recorded
+from use import NOTES
 
 from itemlm.data.datasets import load_dataset
 from itemlm.data.events import read_events
@@ -26,14 +27,6 @@ from itemlm.training.trainer import fit
 
 RUNS = ROOT / "runs/bench-use_update"
 NAME, CUT, SLICE, SLICES = "ml-latest-small", pd.Timestamp("2015-07-13").timestamp(), 14 * 86_400, 32
-NOTES = (
-    "update_*: MovieLens latest-small, default preset, trained on what lies before 2015-07-13 (nine tenths), then updated with 32 "
-    "slices of two weeks, one after another (a day there has three users). update_gain: NDCG@10 (full ranking, seen items dropped, mean "
-    "over a user's events, at most 20) of the next slice, updated minus old, paired over users and slices; lo and hi: 95 % bootstrap. "
-    "update_time_share: processor seconds of an update, the mean over slices, over those of a full training (an epoch with its "
-    "validation, times the epochs that were trained). update_anew_gain: updated minus trained anew at slice 16, on the slices after it, "
-    "neither learning on."
-)
 
 
 def before(frame: pd.DataFrame, stop: float) -> Split:
@@ -82,18 +75,16 @@ def main():
     paired = np.concatenate(gains)
     lo, hi = map(float, bootstrap_interval(paired))
     figures = {"update_gain": float(paired.mean()), "update_gain_lo": lo, "update_gain_hi": hi, "update_pairs": len(paired)}
-    record(
-        "use_update", figures | {"update_seconds": float(np.mean(seconds)), "update_old_ndcg@10": float(np.concatenate(old).mean())}, NOTES
-    )
+    record("use", figures | {"update_seconds": float(np.mean(seconds)), "update_old_ndcg@10": float(np.concatenate(old).mean())}, NOTES)
     epoch = clocked(lambda: fit(before(frame, CUT), small(epochs=1), device="cpu", verbose=False))[1]
     full = epoch * base.log[-1]["epoch"]
-    record("use_update", {"update_full_training_seconds": full, "update_time_share": float(np.mean(seconds) / full)}, NOTES)
-    if "anew" in sys.argv or "update_anew_gain" not in recorded("use_update"):
+    record("use", {"update_full_training_seconds": full, "update_time_share": float(np.mean(seconds) / full)}, NOTES)
+    if "anew" in sys.argv or "update_anew_gain" not in recorded("use"):
         half = SLICES // 2
         anew = fit(before(frame, moments[half]), small(), out_dir=RUNS / "anew", device="cpu")
         differ = np.concatenate([scores(middle, parts) - scores(anew, parts) for parts in asked[half - 1 :]])
         lo, hi = map(float, bootstrap_interval(differ))
-        record("use_update", {"update_anew_gain": float(differ.mean()), "update_anew_gain_lo": lo, "update_anew_gain_hi": hi}, NOTES)
+        record("use", {"update_anew_gain": float(differ.mean()), "update_anew_gain_lo": lo, "update_anew_gain_hi": hi}, NOTES)
 
 
 if __name__ == "__main__":
