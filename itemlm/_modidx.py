@@ -862,6 +862,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'itemlm.explore.pages._known_facts': ( 'api/explore/pages.html#_known_facts',
                                                                              'itemlm/explore/pages.py'),
                                       'itemlm.explore.pages._links_svg': ('api/explore/pages.html#_links_svg', 'itemlm/explore/pages.py'),
+                                      'itemlm.explore.pages._listed': ('api/explore/pages.html#_listed', 'itemlm/explore/pages.py'),
                                       'itemlm.explore.pages._moved_text': ('api/explore/pages.html#_moved_text', 'itemlm/explore/pages.py'),
                                       'itemlm.explore.pages._next_items': ('api/explore/pages.html#_next_items', 'itemlm/explore/pages.py'),
                                       'itemlm.explore.pages._rank_html': ('api/explore/pages.html#_rank_html', 'itemlm/explore/pages.py'),

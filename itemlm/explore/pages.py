@@ -6,7 +6,7 @@
 __all__ = ['PAGE_STYLE', 'FIGURE_STYLE', 'FIGURE_CONFIG', 'FIGURE_BAR', 'CALM_WHEEL', 'button', 'Line', 'list_html', 'page_html',
            'beside', 'key_html', 'framed', 'Sheet', 'item_sheet', 'user_sheet', 'board_sheet']
 
-# %% ../../nbs/api/explore/84_pages.ipynb #c11dc4c0
+# %% ../../nbs/api/explore/84_pages.ipynb #7e09d919
 import html
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from fastcore.basics import patch
 
 from ..core import optional
 from ..data.events import words_of
+from ..evaluation.tables import PartLists
 from ..explain import because, what_if
 from .maps import nearest_items
 from .users import NO_ITEM, UNKNOWN_ITEM, HeldOut, Recommendation, history_times, recommend_one
@@ -350,21 +351,22 @@ def _growth_figure(
             picture.add_scatter(**where, name=name, mode="markers", marker=marker, showlegend=True)
     return picture
 
-# %% ../../nbs/api/explore/84_pages.ipynb #8b30172f
-def _rank_html(rec: Recommender, found: Recommendation, target: int) -> str:
+# %% ../../nbs/api/explore/84_pages.ipynb #093992c0
+def _rank_html(rec: Recommender | PartLists, found: Recommendation, target: int) -> str:
     "A sentence about the held-out item"
     if target == NO_ITEM:
         return "No item of this user is hidden: the run does not say what came after. <code>explore(..., parts)</code> shows test items."
     if target == UNKNOWN_ITEM:
         return "The hidden item was never seen in training: the model cannot recommend it, and the user counts as a miss."
-    where = "was taken out with the seen items" if np.isinf(found.rank) else f"stands at rank <b>{found.rank:,.0f}</b> of {rec.n_items:,}"
+    out = "is not in the list" if isinstance(rec, PartLists) else "was taken out with the seen items"
+    where = out if np.isinf(found.rank) else f"stands at rank <b>{found.rank:,.0f}</b> of {rec.n_items:,}"
     return f"Hidden item: <span class=hidden>{page_text(item_names(rec.items.iloc[[target]])[0])}</span> {where}."
 
 
 _NOTHING_LEFT = "No item is left to recommend: the history holds them all."
 
 
-def _recommended_html(rec: Recommender, found: Recommendation, target: int, title: str, both: set = frozenset()) -> str:
+def _recommended_html(rec: Recommender | PartLists, found: Recommendation, target: int, title: str, both: set = frozenset()) -> str:
     "A list; `both` are raw ids that another list has too"
     bars = np.clip(found.scores / max(found.scores.max(initial=0), 1e-9), 0, 1)
     cells = zip(found.columns, item_names(rec.items.iloc[found.columns]), rec.items.index[found.columns], found.scores, bars)
@@ -374,23 +376,35 @@ def _recommended_html(rec: Recommender, found: Recommendation, target: int, titl
     ]
     return list_html(lines, title, f"{_NOTHING_LEFT} Keep the seen ones to see a list.")
 
-# %% ../../nbs/api/explore/84_pages.ipynb #9cb0fb46
-def _by_other(rec: Recommender, other: Recommender, held: HeldOut, row: int, k: int, seen: str) -> tuple[Recommendation, int]:
-    "The same user's list and target for a model with another vocabulary"
+# %% ../../nbs/api/explore/84_pages.ipynb #3846f922
+def _listed(lists: PartLists, user: str, target: int, k: int, seen: str) -> Recommendation:
+    "What another program recommends to a user, and where the held-out item stands, as far as its list reaches"
+    found = lists.recommend([user], lists.n_items, seen if seen in lists.places else None)
+    columns = lists.items.index.get_indexer(found["item"])
+    scores = (found["score"] if "score" in found else 1 / found["rank"]).to_numpy(float)
+    place = np.flatnonzero(columns == target)
+    rank = None if target == NO_ITEM else float(place[0] + 1) if len(place) else np.inf
+    return Recommendation(columns=columns[:k], scores=scores[:k], rank=rank)
+
+
+def _by_other(rec: Recommender, other: Recommender | PartLists, held: HeldOut, row: int, k: int, seen: str) -> tuple[Recommendation, int]:
+    "The same user's list and target for a model with another vocabulary, or in the lists of another program"
     target, tokens = int(held.targets[row]), held.histories[row]
     if target >= 0:
         token = int(other.tokenizer.encode([rec.tokenizer.items[target]])[0])
         target = max(token - other.tokenizer.n_special, UNKNOWN_ITEM)
+    if isinstance(other, PartLists):
+        return _listed(other, held.users[row], target, k, seen), target
     return recommend_one(other, other.tokenizer.encode(rec.tokenizer.decode(tokens)), target, k, seen), target
 
-
+# %% ../../nbs/api/explore/84_pages.ipynb #6c43138c
 def user_sheet(
     rec: Recommender,
     held: HeldOut,
     row: int,
     k: int = 10,
     seen: str = "drop",
-    other: Recommender | None = None,  # another model for the same user
+    other: Recommender | PartLists | None = None,  # another model for the same user, or the lists of another program
     other_name: str = "the other run",
 ) -> Sheet:
     "One user: history, recommendations, hidden item; and another model's list"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MapView', 'UserView', 'WhatIfView', 'ReadingView', 'PairView', 'RunsView', 'Explorer', 'explore']
 
-# %% ../../nbs/api/explore/88_views.ipynb #a2474ca6
+# %% ../../nbs/api/explore/88_views.ipynb #095851f3
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from fastcore.basics import patch
 
 from ..data.split import Split
+from ..evaluation.tables import PartLists, read_lists
 from ..explain import attention_weights, items_read
 from .maps import MAP_NOTE, NEAR_MARK, PICKED_MARK, colourings, map_figure, mark_trace, nearest_items, pca_points
 from .pages import Sheet, board_sheet, item_sheet, user_sheet
@@ -201,15 +202,16 @@ def _user_label(held: HeldOut, ranks: np.ndarray | None, row: int) -> str:
     rank = np.nan if ranks is None else ranks[row]
     return f"{held.users[row]} · {len(held.histories[row])} items" + (f" · rank {rank:,.0f}" if np.isfinite(rank) else "")
 
-# %% ../../nbs/api/explore/88_views.ipynb #88db786a
+# %% ../../nbs/api/explore/88_views.ipynb #dd27cc0c
 class UserView(W.VBox):
     "One user's history, recommendations and hidden item"
 
-    def __init__(self, rec: Recommender, parts: Split | None = None, folder: Path | None = None):
-        self.rec, self.held, self.other, self.page = rec, held_out(rec, parts), None, Page(kind="user")
+    def __init__(self, rec: Recommender, parts: Split | None = None, folder: Path | None = None, lists: dict[str, PartLists] | None = None):
+        self.rec, self.held, self.other, self.page, self.lists = rec, held_out(rec, parts), None, Page(kind="user"), lists or {}
         self.ranks = held_out_ranks(folder, self.held)
         self.slices = user_slices(rec, self.held, self.ranks)
-        self.controls = controls = _UserControls(rec, list(self.slices), _other_runs(folder))
+        beside = [*((f"lists of {name}", name) for name in self.lists), *_other_runs(folder)]
+        self.controls = controls = _UserControls(rec, list(self.slices), beside)
         for control in (controls.slice, controls.find):
             control.observe(lambda _: self.fill(), "value")
         for control in (controls.user, controls.k, controls.seen):
@@ -238,7 +240,7 @@ class UserView(W.VBox):
             name = f"{Path(asked.beside.value).name}" if self.other else ""
             self.page.show(user_sheet(self.rec, self.held, asked.user.value, asked.k.value, asked.seen.value, self.other, name))
 
-# %% ../../nbs/api/explore/88_views.ipynb #9fa36075
+# %% ../../nbs/api/explore/88_views.ipynb #6e2695e5
 @patch
 def show(self: UserView, row: int):
     "Choose one user, listed or not"
@@ -259,8 +261,8 @@ def show_random(self: UserView):
 def open_other(self: UserView):
     "Load the run to put beside"
     path = self.controls.beside.value
-    self.page.show(waiting_html("Opening the run to put beside"))
-    self.other, problem = _open_safely(path) if path else (None, "")
+    self.page.show(waiting_html("Opening what to put beside"))
+    self.other, problem = (self.lists[path], "") if path in self.lists else _open_safely(path) if path else (None, "")
     self.draw()
     if problem or self.controls.user.value is None:
         self.page.show(problem)
@@ -496,10 +498,10 @@ def _run_options(given: Path | None) -> list[tuple[str, str]]:  # name, path
     options = [(name, path) for name, path, usable in zip(runs["run"], runs["path"], runs["usable"]) if usable]
     return options if not given or str(given) in dict(options).values() else [(given.name, str(given)), *options]
 
-# %% ../../nbs/api/explore/88_views.ipynb #8fb1f0c1
+# %% ../../nbs/api/explore/88_views.ipynb #66c6e846
 _VIEWS = {
     "Map": lambda e: MapView(e.rec, e.folder),
-    "Users": lambda e: UserView(e.rec, e.parts, e.folder),
+    "Users": lambda e: UserView(e.rec, e.parts, e.folder, e.lists),
     "What-if": lambda e: WhatIfView(e.rec, e.parts),
     "At work": lambda e: ReadingView(e.rec, e.parts),
     "Side by side": lambda e: PairView(e.rec, e.parts, e.folder),
@@ -510,7 +512,10 @@ _VIEWS = {
 class Explorer(W.VBox):
     "Widgets around one run"
 
-    def __init__(self, source: str | Path | Recommender | None = None, parts: Split | None = None):
+    def __init__(self, source: str | Path | Recommender | None = None, parts: Split | None = None, lists: dict | None = None):
+        if lists and parts is None:
+            raise ValueError("lists are of the test users of a split, so it must be known: explore(run, parts, lists=...)")
+        self.lists = {name: read_lists(table, name=name).check(parts, parts.test) for name, table in (lists or {}).items()}
         self.source = source if source is None or isinstance(source, Recommender) else find_run(source)
         self.parts, self.rec, self.folder, self.built, self.views, self.filling = parts, None, None, {}, [], False
         self.kept = ExitStack()
@@ -573,12 +578,13 @@ def fill(self: Explorer):
     self.filling = False
     self.open_run()
 
-# %% ../../nbs/api/explore/88_views.ipynb #adc45a45
+# %% ../../nbs/api/explore/88_views.ipynb #1d87fd97
 def explore(
     source: str | Path | Recommender | None = None,  # a run folder, a recommender, or None: the newest run of the workspace
     parts: Split | None = None,  # where the hidden items come from, for runs that were not split by leave-one-out
+    lists: dict | None = None,  # name -> another program's lists for the test users: a table, or the path of one
 ) -> Explorer:
     "Open a run in the notebook"
-    explorer = Explorer(source, parts)
+    explorer = Explorer(source, parts, lists)
     explorer.fill()
     return explorer
