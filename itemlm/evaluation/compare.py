@@ -625,9 +625,9 @@ def settings(self: Comparison) -> pd.DataFrame:  # by setting, one column a run
     differ = {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
     return pd.DataFrame(list(differ.values()), pd.Index(differ, name="setting"), list(theirs), dtype=object)
 
-# %% ../../nbs/api/evaluation/61_compare.ipynb #a11b83b4
+# %% ../../nbs/api/evaluation/61_compare.ipynb #55a22b0c
 def _panels():
-    panels = subplots(2, height=320, titles=("training loss", "validation NDCG@10"))
+    panels = subplots(2, height=320, titles=("training loss", "validation NDCG@10")).update_yaxes(nticks=6, tickformat="~g")
     return panels.update_xaxes(title_text="epoch").update_layout(legend_y=1.12, margin_t=70)
 
 
