@@ -6,13 +6,14 @@
 __all__ = ['said_here', 'opened_data', 'run_name', 'Job', 'find_job', 'open_job', 'training_job', 'popularity_report', 'headline',
            'folded', 'show_users', 'plotly_script', 'show_figures']
 
-# %% ../nbs/api/75_jobs.ipynb #b4b0bdf6
+# %% ../nbs/api/75_jobs.ipynb #f315eca5
 import base64
 import gzip
 import json
 import math
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -415,7 +416,7 @@ def _kept_notebook(
     rest = [first, *cells[1:at], last | {"metadata": done}, *(cells[at + 1 :] if at + 1 else [])]
     return notebook | {"cells": rest, "metadata": notebook["metadata"] | {"title": job.folder.name}}
 
-# %% ../nbs/api/75_jobs.ipynb #23eabc69
+# %% ../nbs/api/75_jobs.ipynb #25c18f47
 def _near(path: Path, place: Path) -> str:
     "A path as it is written at a place of the same project"
     path, root = path.resolve(), workspace().root.resolve()
@@ -425,15 +426,14 @@ def _near(path: Path, place: Path) -> str:
 def _next_steps(job: Job) -> str:
     "What can be done with a run, as it is typed"
     here, there = _near(job.folder, Path.cwd()), _near(job.folder, workspace().root)
-    quoted = lambda path: f"'{path}'" if re.search(r"[^\w./-]", path) else path
     item = str(job.parts.events.items.index[0])
     steps = {} if job.finished else {"train on from here": "the same command again"}
     steps |= {
-        "look at what it has learnt": f"papermill nbs/explore.ipynb out.ipynb -p run {quoted(there)}",
+        "look at what it has learnt": f"papermill nbs/explore.ipynb out.ipynb -p run {shlex.quote(there)}",
         "recommend, in Python": f"from itemlm import *; rec = load({here!r}); rec.recommend(items=[{item!r}], k=10)",
-        "the same with another seed": f"papermill nbs/train.ipynb out.ipynb -p like {quoted(there)} -p seed {job.asked.seed + 1}",
+        "the same with another seed": f"papermill nbs/train.ipynb out.ipynb -p like {shlex.quote(there)} -p seed {job.asked.seed + 1}",
         "set two runs side by side": f"compare([{here!r}, ...])",
-        "a page to send": f"jupyter nbconvert --to html {quoted(there)}/report.ipynb",
+        "a page to send": f"jupyter nbconvert --to html {shlex.quote(there + '/report.ipynb')}",
     }
     return "Next:\n" + "\n".join(f"  {what:<28} {how}" for what, how in steps.items())
 
