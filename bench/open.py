@@ -54,7 +54,7 @@ SAID = {
     "30-containers": [r"(?s)(3 users, 7 items, 12 interactions.*){8}", r"is an address: fetch the file first", r"make a DataFrame of it"],
     "31-only-items-in-stock": [r"(?s)allowed=stock\) *\n(?!.*!!).*i[357].*\n.*i[357]"],
     "32-train-on": [r"(?s)five more epochs.*Recommender.*one new interaction", "!Traceback"],
-    "34-parameters-nobody-reads": [r"exit 1", "!exit 0", '!trained with:\n"loss"', r"unknown parameter foo"],
+    "34-parameters-nobody-reads": [r"exit 1, evaluated with", r"exit 0, trained with", "!has no attribute", r"unknown parameter foo"],
     "35-explore-run": [r"exit 0", "!NameError"],
     "45-row-order": [r"(?s)as it is\n +(.+)\n.*shuffled\n +\1\n"],
     "faults/01-foreign-files-deleted": [r"left: \['.letter.tmp.odt', '.saving', '.saving/precious.txt', '.write-test', 'notes.txt'\]"],
