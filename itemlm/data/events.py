@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REPEATS', 'Events', 'Filters', 'read_events', 'words_of', 'with_texts']
 
-# %% ../../nbs/api/data/11_events.ipynb #7dc51670
+# %% ../../nbs/api/data/11_events.ipynb #ca2167d9
 import hashlib
 import re
 import warnings
@@ -29,6 +29,7 @@ from itemlm.data.readers import (
     read_item_table,
     read_table,
     savable,
+    usual_name,
 )
 from ..show import Table
 
@@ -429,24 +430,19 @@ def _filters(given: dict) -> Filters:
         raise TypeError(f"read_events has no argument {unknown[0]!r}; filters are {', '.join(names)}")
     return Filters(**given)
 
-# %% ../../nbs/api/data/11_events.ipynb #84e95a54
-_ACTIONS = "event eventtype eventname action actiontype activity behavior behaviour behaviortype interactiontype"
-_TITLES = "title name itemname itemtitle productname producttitle movietitle"
-
-
+# %% ../../nbs/api/data/11_events.ipynb #57533f77
 def _left_out(table: RawTable, columns: dict, how: Filters) -> list[str]:
     "What to say of columns with a meaning that nothing reads"
     head, read = table.head(), {*columns.values(), *(how.where or {})}
-    plain = lambda column: re.sub(r"[^a-z]", "", str(column).split(":")[0].lower())
-    kind = lambda names: [column for column in head if column not in read and plain(column) in names.split()]
-    values = {column: list(map(str, pd.unique(head[column].dropna().map(str)))) for column in kind(_ACTIONS)}
+    unread = lambda role: [column for column in head if column not in read and usual_name(column, role)]
+    values = {column: list(map(str, pd.unique(head[column].dropna().map(str)))) for column in unread("action")}
     several = [column for column in values if len(values[column]) > 1]
     said = [
         f"column {column} is not read, all rows count alike; where={{{column!r}: {values[column][0]!r}}} reads some alone"
         for column in several
     ]
     how_to = "is not read; titles come from an item table, a row an item: items=..."
-    return said + [f"column {column} {how_to}" for column in kind(_TITLES) if table.items is None]
+    return said + [f"column {column} {how_to}" for column in unread("title") if table.items is None]
 
 # %% ../../nbs/api/data/11_events.ipynb #63a13359
 def _prepared(table: RawTable, asked: dict, how: Filters = Filters(), given: bool = False) -> Events:

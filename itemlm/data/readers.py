@@ -66,7 +66,7 @@ class RawTable:
         "The first rows, with all columns"
         return self.frame.head(100) if self.sample is None else self.sample
 
-# %% ../../nbs/api/data/10_readers.ipynb #75bb3d73
+# %% ../../nbs/api/data/10_readers.ipynb #9fb392c6
 COLUMNS = {
     "user": "user userid uid username reviewerid customerid visitorid memberid session sessionid",
     "item": "item itemid iid movieid asin parentasin product productid articleid trackid sku isbn bookid businessid",
@@ -79,6 +79,8 @@ _RARER = {
     "time": "tdat eventtimestamp eventdate dateadded reviewdate purchasedate orderdate clicktime timestamplist",
     "rating": "bookrating",
 }  # where no column has a usual name
+_TITLES = "title name movie_title item_name product_title product_name prod_name app_name book_title track_name".split()
+_ACTIONS = "event eventtype eventname action actiontype activity behavior behaviour behaviortype interactiontype"
 _RATHER = {"asin": "parentasin"}  # of two usual names the one to take: Amazon's variants of a product share the second
 
 
@@ -86,13 +88,14 @@ def _plain(column: object) -> str:
     "A column's name without case, punctuation and RecBole's `:type`"
     return re.sub(r"[^a-z0-9]", "", str(column).split(":")[0].lower())
 
-# %% ../../nbs/api/data/10_readers.ipynb #d44f3d61
+# %% ../../nbs/api/data/10_readers.ipynb #23311eb8
 def usual_name(
     column: object,  # the name of a column
-    role: str,  # user | item | time | rating
+    role: str,  # user | item | time | rating; title, or action: what no log needs
 ) -> bool:
     "Is this a usual name for the role? Case, punctuation and RecBole's `:type` do not count"
-    return _plain(column) in COLUMNS[role].split()
+    names = COLUMNS | {"title": " ".join(map(_plain, _TITLES)), "action": _ACTIONS}
+    return _plain(column) in names[role].split()
 
 
 def _candidates(columns: list, role: str) -> list:
@@ -308,10 +311,7 @@ def ratings(
         raise ValueError(f"{bad.sum():,} ratings in column {column} are not numbers: {self.where(bad)}")
     return ratings
 
-# %% ../../nbs/api/data/10_readers.ipynb #f064d9e2
-_TITLES = "title name movie_title item_name product_title product_name prod_name app_name book_title track_name".split()
-
-
+# %% ../../nbs/api/data/10_readers.ipynb #d35177b1
 def _cell(value: object) -> object:
     return json.dumps(value, default=str) if isinstance(value, dict) else value
 
