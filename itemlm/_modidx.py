@@ -1068,6 +1068,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'itemlm.explore.views._marks': ('api/explore/views.html#_marks', 'itemlm/explore/views.py'),
                                       'itemlm.explore.views._measured_on': ( 'api/explore/views.html#_measured_on',
                                                                              'itemlm/explore/views.py'),
+                                      'itemlm.explore.views._named_lists': ( 'api/explore/views.html#_named_lists',
+                                                                             'itemlm/explore/views.py'),
                                       'itemlm.explore.views._no_such_user': ( 'api/explore/views.html#_no_such_user',
                                                                               'itemlm/explore/views.py'),
                                       'itemlm.explore.views._open_safely': ( 'api/explore/views.html#_open_safely',

@@ -166,7 +166,7 @@ def close(self: MapView):
         self.job.stop()
     W.VBox.close(self)
 
-# %% ../../nbs/api/explore/88_views.ipynb #57028a52
+# %% ../../nbs/api/explore/88_views.ipynb #e8ed15d7
 class _UserControls(W.VBox):
     "Slice, user, run beside, length of the list, and what becomes of seen items"
 
@@ -181,6 +181,10 @@ class _UserControls(W.VBox):
         self.seen = W.ToggleButtons(options={"Drop seen items": "drop", "Keep them": "keep"}, style={"button_width": "auto"})
         super().__init__([self.slice, self.find, self.user, self.shown, self.random, self.beside, self.k, self.seen])
         self.add_class("itemlm-narrow")
+
+
+def _named_lists(lists: dict) -> list[tuple[str, str]]:  # what the menu says, name
+    return [(f"lists of {name}", name) for name in lists]
 
 
 def _rows_beginning(held: HeldOut, rows: np.ndarray, text: str) -> np.ndarray:
@@ -202,7 +206,7 @@ def _user_label(held: HeldOut, ranks: np.ndarray | None, row: int) -> str:
     rank = np.nan if ranks is None else ranks[row]
     return f"{held.users[row]} · {len(held.histories[row])} items" + (f" · rank {rank:,.0f}" if np.isfinite(rank) else "")
 
-# %% ../../nbs/api/explore/88_views.ipynb #dd27cc0c
+# %% ../../nbs/api/explore/88_views.ipynb #5b022e49
 class UserView(W.VBox):
     "One user's history, recommendations and hidden item"
 
@@ -210,8 +214,7 @@ class UserView(W.VBox):
         self.rec, self.held, self.other, self.page, self.lists = rec, held_out(rec, parts), None, Page(kind="user"), lists or {}
         self.ranks = held_out_ranks(folder, self.held)
         self.slices = user_slices(rec, self.held, self.ranks)
-        beside = [*((f"lists of {name}", name) for name in self.lists), *_other_runs(folder)]
-        self.controls = controls = _UserControls(rec, list(self.slices), beside)
+        self.controls = controls = _UserControls(rec, list(self.slices), [*_named_lists(self.lists), *_other_runs(folder)])
         for control in (controls.slice, controls.find):
             control.observe(lambda _: self.fill(), "value")
         for control in (controls.user, controls.k, controls.seen):
@@ -235,10 +238,9 @@ class UserView(W.VBox):
 
     def draw(self):
         "The chosen user's sheet"
-        asked = self.controls
-        if asked.user.value is not None:
-            name = f"{Path(asked.beside.value).name}" if self.other else ""
-            self.page.show(user_sheet(self.rec, self.held, asked.user.value, asked.k.value, asked.seen.value, self.other, name))
+        asked, row = self.controls, self.controls.user.value
+        if row is not None:
+            self.page.show(user_sheet(self.rec, self.held, row, asked.k.value, asked.seen.value, self.other, asked.beside.label))
 
 # %% ../../nbs/api/explore/88_views.ipynb #6e2695e5
 @patch
