@@ -38,7 +38,7 @@ from ..runs.ledger import list_runs, read_run, runs_table
 from ..serving.recommender import Recommender, load
 from ..show import cut_text, item_names, names_of, page_text, plot_text
 
-# %% ../../nbs/api/explore/88_views.ipynb #24b9caf4
+# %% ../../nbs/api/explore/88_views.ipynb #213a970c
 _NO_USERS = "<p class=error>This run keeps no users: it was saved without histories. Choose a run that fit() wrote.</p>"
 
 
@@ -62,6 +62,10 @@ def _open_safely(path: str) -> tuple[Recommender | None, str]:
             None,
             f"<div class=error><b>{page_text(Path(path).name)} cannot be opened.</b> {page_text(cut_text(str(error), 2000))}. {hint}</div>",
         )
+
+
+def _named_lists(lists: dict) -> list[tuple[str, str]]:  # what the menu says, name
+    return [(f"lists of {name}", name) for name in lists]
 
 
 def _other_runs(folder: Path | None) -> list[tuple[str, str]]:  # name, path
@@ -166,7 +170,7 @@ def close(self: MapView):
         self.job.stop()
     W.VBox.close(self)
 
-# %% ../../nbs/api/explore/88_views.ipynb #e8ed15d7
+# %% ../../nbs/api/explore/88_views.ipynb #57028a52
 class _UserControls(W.VBox):
     "Slice, user, run beside, length of the list, and what becomes of seen items"
 
@@ -181,10 +185,6 @@ class _UserControls(W.VBox):
         self.seen = W.ToggleButtons(options={"Drop seen items": "drop", "Keep them": "keep"}, style={"button_width": "auto"})
         super().__init__([self.slice, self.find, self.user, self.shown, self.random, self.beside, self.k, self.seen])
         self.add_class("itemlm-narrow")
-
-
-def _named_lists(lists: dict) -> list[tuple[str, str]]:  # what the menu says, name
-    return [(f"lists of {name}", name) for name in lists]
 
 
 def _rows_beginning(held: HeldOut, rows: np.ndarray, text: str) -> np.ndarray:
