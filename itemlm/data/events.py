@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['REPEATS', 'Events', 'Filters', 'read_events', 'words_of', 'with_texts']
 
-# %% ../../nbs/api/data/11_events.ipynb #ca2167d9
+# %% ../../nbs/api/data/11_events.ipynb #1c2c7cb9
 import hashlib
-import re
 import warnings
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from itemlm.data.readers import (
     doubtful_ids,
     id_text,
     named_columns,
+    plain_name,
     read_item_table,
     read_table,
     savable,
@@ -377,11 +377,11 @@ def _in_order(log: _Log, order: np.ndarray, users: np.ndarray, ids: np.ndarray, 
         provenance=provenance,
     )
 
-# %% ../../nbs/api/data/11_events.ipynb #7e4f501d
+# %% ../../nbs/api/data/11_events.ipynb #b7f87e15
 def _roles(names: list, asked: dict, table: str) -> dict:
     "Which column plays which role; `within` is Diginetica's clock beside its date"
     columns = choose_columns(names, asked, table)
-    plain = {re.sub(r"[^a-z]", "", str(name).lower()): name for name in names}
+    plain = {plain_name(name): name for name in names}
     guessed = "time" not in asked and columns["time"] is not None and columns["time"] == plain.get("eventdate")
     return columns | ({"within": plain["timeframe"]} if guessed and "timeframe" in plain else {})
 

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['ListTable', 'read_lists', 'PartLists']
 
-# %% ../../nbs/api/evaluation/59_tables.ipynb #ba593954
-import re
+# %% ../../nbs/api/evaluation/59_tables.ipynb #88e6eeaf
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,14 +13,14 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core import Ragged, whole_number
-from ..data.readers import RawTable, ReadOptions, choose_columns, named_columns, read_table
+from ..data.readers import RawTable, ReadOptions, choose_columns, named_columns, plain_name, read_table
 from ..data.split import Part, Split
 from ..data.tokenizer import ItemTokenizer, Sequences
 from ..metrics.ranks import MISSED
 from ..serving.recommender import SEEN, PartRanks
 from ..show import item_frame, item_titles
 
-# %% ../../nbs/api/evaluation/59_tables.ipynb #43ede0d7
+# %% ../../nbs/api/evaluation/59_tables.ipynb #8d495d9e
 _ORDERS = {
     "rank": "rank ranking ranks position place pos",
     "score": "score scores prediction predictions predicted pred relevance est estimate rating",
@@ -32,8 +31,7 @@ def _order_column(names: list, role: str, asked: object, table: str) -> object:
     "The column of ranks or of scores: the one asked for, else the only one with a usual name; None where there is none"
     if asked is False:
         return None
-    plain = lambda name: re.sub(r"[^a-z0-9]", "", str(name).split(":")[0].lower())
-    found = named_columns(names, asked) if asked is not None else [name for name in names if plain(name) in _ORDERS[role].split()]
+    found = named_columns(names, asked) if asked is not None else [name for name in names if plain_name(name) in _ORDERS[role].split()]
     if len(found) > 1 or (asked is not None and not found):
         problem = f"has no column {asked!r}" if not found else f"has {len(found)} columns that could be the {role}"
         raise ValueError(f"{table} {problem}; its columns: {', '.join(map(str, names))}. Say which: read_lists(..., {role}='...')")
