@@ -1,10 +1,12 @@
-"""New events every two weeks: what an update costs and brings, against the old model and against training anew.
+"""New events every day: what an update costs and brings, against the old model and against training anew.
 
-    python bench/use_update.py
+    python bench/use_update.py                    # MovieLens-100k, day by day
+    python bench/use_update.py ml-latest-small    # two weeks at a time: a day there has three users
 
-MovieLens latest-small up to its last tenth of the time is trained on once (the default preset), and then given two weeks of
-events after another. After each, what people took in the next two weeks is asked of the old model and of the updated one; in the
-middle a model is trained anew on everything and asked the same. Every unit is recorded when it ends; runs lie under runs/.
+The data up to a moment are trained on once (the default preset), and then given one slice of time after another. After each, what
+people took in the next slice is asked of the old model and of the updated one; in the middle a model is trained anew on everything
+and asked the same. Every unit is recorded when it ends; runs lie under runs/. The defaults of an update were chosen on the slices of
+MovieLens latest-small; those of MovieLens-100k chose nothing.
 """
 
 import sys
@@ -13,7 +15,7 @@ import time
 import numpy as np
 import pandas as pd
 import torch
-from record import ROOT, record, recorded
+from record import ROOT, record
 from use import NOTES
 
 from itemlm.data.datasets import load_dataset
@@ -25,18 +27,18 @@ from itemlm.models.item_lm import small
 from itemlm.serving.recommender import Recommender
 from itemlm.training.trainer import fit
 
-RUNS = ROOT / "runs/bench-use_update"
-NAME, CUT, SLICE, SLICES = "ml-latest-small", pd.Timestamp("2015-07-13").timestamp(), 14 * 86_400, 32
+DAY = 86_400
+SETS = {"ml-100k": ("1998-03-22", DAY, 31), "ml-latest-small": ("2015-07-13", 14 * DAY, 32)}  # first slice, its seconds, slices
 
 
 def before(frame: pd.DataFrame, stop: float) -> Split:
     "What is known at a moment, split to be trained on"
-    return split(read_events(frame[frame["time"] < stop], name=NAME, verbose=False))
+    return split(read_events(frame[frame["time"] < stop], name="the events so far", verbose=False))
 
 
 def questions(frame: pd.DataFrame, start: float, stop: float, most: int = 20) -> Split:
     "The newest events of each user in a time, each to be guessed from what the user had before"
-    events = read_events(frame[frame["time"] < stop], name=NAME, verbose=False)
+    events = read_events(frame[frame["time"] < stop], name="the events so far", verbose=False)
     rows = np.repeat(np.arange(events.n_users), events.sequences.lengths)
     place = np.arange(events.n_interactions) - events.sequences.offsets[rows]
     asked = np.flatnonzero((events.times >= start) & (place > 0) & (events.sequences.lengths[rows] - place <= most))
@@ -58,34 +60,34 @@ def clocked(run) -> tuple[object, float]:  # what it returns, processor seconds
     return run(), time.process_time() - started
 
 
-def main():
+def main(name: str = "ml-100k"):
     torch.set_num_threads(1)
-    frame = load_dataset(NAME).to_frame()
-    moments = CUT + SLICE * np.arange(SLICES + 2)
-    base = fit(before(frame, CUT), small(), out_dir=RUNS / "base", device="cpu")
-    asked = [questions(frame, *moments[n + 1 : n + 3]) for n in range(SLICES)]
+    frame, (first, length, slices) = load_dataset(name).to_frame(), SETS[name]
+    runs, end = ROOT / f"runs/use/update-{name}", "" if name == "ml-100k" else f"_{name.replace('-', '_')}"
+    keep = lambda figures: record(
+        "use", {f"update_{key}{end}": value if key == "pairs" else float(value) for key, value in figures.items()}, NOTES
+    )
+    moments = pd.Timestamp(first).timestamp() + length * np.arange(slices + 2)
+    base = fit(before(frame, moments[0]), small(), out_dir=runs / "base", device="cpu")
+    asked = [questions(frame, *moments[n + 1 : n + 3]) for n in range(slices)]
     old, rec, gains, seconds = [scores(base, parts) for parts in asked], base, [], []
-    for n, start in enumerate(moments[:SLICES]):
-        day = frame[(frame["time"] >= start) & (frame["time"] < start + SLICE)]
-        rec, took = clocked(lambda: rec.update(day, verbose=False)) if len(day) else (rec, 0.0)  # noqa: B023
+    for n, start in enumerate(moments[:slices]):
+        some = frame[(frame["time"] >= start) & (frame["time"] < start + length)]
+        rec, took = clocked(lambda: rec.update(some, verbose=False)) if len(some) else (rec, 0.0)  # noqa: B023
         seconds.append(took)
         gains.append(scores(rec, asked[n]) - old[n])
-        if n == SLICES // 2 - 1:
+        if n == slices // 2 - 1:
             middle = rec
     paired = np.concatenate(gains)
-    lo, hi = map(float, bootstrap_interval(paired))
-    figures = {"update_gain": float(paired.mean()), "update_gain_lo": lo, "update_gain_hi": hi, "update_pairs": len(paired)}
-    record("use", figures | {"update_seconds": float(np.mean(seconds)), "update_old_ndcg@10": float(np.concatenate(old).mean())}, NOTES)
-    epoch = clocked(lambda: fit(before(frame, CUT), small(epochs=1), device="cpu", verbose=False))[1]
+    keep(dict(zip(("gain", "gain_lo", "gain_hi"), (paired.mean(), *bootstrap_interval(paired)))) | {"pairs": len(paired)})
+    keep({"seconds": float(np.mean(seconds)), "old_ndcg@10": float(np.concatenate(old).mean())})
+    epoch = clocked(lambda: fit(before(frame, moments[0]), small(epochs=1), device="cpu", verbose=False))[1]
     full = epoch * base.log[-1]["epoch"]
-    record("use", {"update_full_training_seconds": full, "update_time_share": float(np.mean(seconds) / full)}, NOTES)
-    if "anew" in sys.argv or "update_anew_gain" not in recorded("use"):
-        half = SLICES // 2
-        anew = fit(before(frame, moments[half]), small(), out_dir=RUNS / "anew", device="cpu")
-        differ = np.concatenate([scores(middle, parts) - scores(anew, parts) for parts in asked[half - 1 :]])
-        lo, hi = map(float, bootstrap_interval(differ))
-        record("use", {"update_anew_gain": float(differ.mean()), "update_anew_gain_lo": lo, "update_anew_gain_hi": hi}, NOTES)
+    keep({"full_training_seconds": full, "time_share": float(np.mean(seconds) / full)})
+    anew = fit(before(frame, moments[slices // 2]), small(), out_dir=runs / "anew", device="cpu")
+    differ = np.concatenate([scores(middle, parts) - scores(anew, parts) for parts in asked[slices // 2 - 1 :]])
+    keep(dict(zip(("anew_gain", "anew_gain_lo", "anew_gain_hi"), (differ.mean(), *bootstrap_interval(differ)))))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])
