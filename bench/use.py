@@ -46,7 +46,7 @@ NOTES = (  # of this and of the scripts use_update, use_referee and use_leak: on
     "internal path and one of the same lists (50 items, scores) given as a table, between tables by rank and ir-measures, and the same "
     "for lists of RecTools 0.19 (cosine item kNN); leave-one-out test part, a model of one epoch, all users. "
     "leak_mb_100_changes: what 76 recolourings of the map and 24 changes of the run add to the browser tab's JavaScript heap after garbage "
-    "collection and to the kernel's memory, together, after a first round; figures left are none but the one that is shown. "
+    "collection and to the kernel's memory, together, after a first round of half as many; of the figures only the shown one is left. "
     "controls_tested: kinds of controls, by tab and name, that tests/test_controls.py finds and drives."
 )
 

@@ -42,7 +42,7 @@ def kernel_mb() -> float:
 
 def idle(page):
     page.wait_for_timeout(250)
-    page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
+    page.locator("text=Python 3 (ipykernel) | Idle").wait_for()  # a handle would keep what it was found in
     lab.until(lambda: page.locator(".itemlm-map .js-plotly-plot canvas").count())
 
 
@@ -60,7 +60,7 @@ def change(page, colours: int, runs: int):
 def leak(place) -> float:
     "Megabytes left behind in the tab and the kernel"
     with chromium() as browser, lab.lab(place) as address, lab.lab_page(browser, place, address) as page:
-        change(page, 10, 4)
+        change(page, COLOURS // 2, RUNS // 2)
         before = heap_mb(page) + kernel_mb()
         change(page, COLOURS, RUNS)
         assert page.locator(".itemlm .js-plotly-plot").count() == 1, "a figure was left behind"

@@ -7,13 +7,13 @@ __all__ = ['plan', 'finish_run', 'matrix_operations', 'recommendation_cost', 're
            'carry_out', 'compare_recorded', 'read_comparisons', 'results_table', 'results', 'cost_figure',
            'search_table', 'StudyParameters', 'Study', 'open_study']
 
-# %% ../nbs/api/90_study.ipynb #2d1f1a3d
+# %% ../nbs/api/90_study.ipynb #ea92fb01
 import json
 import platform
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -204,7 +204,7 @@ def _write_lines(path: Path, records: list[dict]) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(lines, encoding="utf-8")
 
-# %% ../nbs/api/90_study.ipynb #ed4dbf8f
+# %% ../nbs/api/90_study.ipynb #1666f8eb
 def _without_sizes(settings: dict) -> dict:
     "Dotted names of a configuration, without what the data set decides"
     return {name: value for name, value in flatten(settings).items() if name.split(".")[-1] not in ("n_items", "n_special")}
@@ -222,7 +222,9 @@ def _recorded(
     name, params = " ".join(str(wanted[name]) for name in _NAMES), theirs["params"]
     if differ := [name for name, value in wanted.items() if params.get(name) != value]:
         raise ValueError(f"the record of {name} is of another run ({', '.join(differ)} differ): choose another table of records")
-    old, new = _without_sizes(theirs["fit"]), _without_sizes(recipe_of(asked).identity())
+    recipe = recipe_of(asked)
+    later = replace(recipe, model=type(recipe.model)()).identity()["model"]  # what a field that the record does not know yet stands at
+    old, new = _without_sizes({"model": later}) | _without_sizes(theirs["fit"]), _without_sizes(recipe.identity())
     if differ := [name for name in old | new if old.get(name) != new.get(name)]:
         raise ValueError(f"the record of {name} is of an older preset ({', '.join(differ)} differ): delete it, and the run is made anew")
     return True

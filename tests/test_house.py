@@ -26,10 +26,11 @@ evaluation.tables evaluation.report evaluation.folds evaluation.compare evaluati
 explain
 parameters
 jobs
+tuning
 """.split()  # in the order in which data flows
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}
 MODULES = {name: path for name, path in MODULES.items() if not name.endswith(("__init__", "_modidx"))}
-OPTIONAL = {"plotly", "transformers", "papermill", "ipywidgets", "anywidget", "IPython", "huggingface_hub"}
+OPTIONAL = {"plotly", "transformers", "papermill", "ipywidgets", "anywidget", "IPython", "huggingface_hub", "optuna"}
 
 
 def imported(tree: ast.AST, module: str) -> list[str]:

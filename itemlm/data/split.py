@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Part', 'Split', 'split', 'folds', 'tied_runs', 'shuffle_ties', 'fewer_users', 'withhold_items', 'withheld',
-           'with_validation']
+           'with_validation', 'gapped']
 
 # %% ../../nbs/api/data/13_split.ipynb #c16dbaba
 import datetime
@@ -360,3 +360,16 @@ def with_validation(
         np.minimum.at(lengths, rows, parts.test.histories.lengths)
     protocol = parts.protocol | {"training": "everything" if everything else "refit"}
     return _split(parts.events, lengths, parts.valid, parts.test, protocol)
+
+# %% ../../nbs/api/data/13_split.ipynb #9b4b5133
+def gapped(parts: Split) -> Split:
+    "The same questions, and a training part without each user's last item, which is then read but was never a target"
+    train = parts.train.head(np.maximum(parts.train.lengths - 1, 0))
+    kept = np.flatnonzero(train.lengths)
+    if not len(kept):
+        raise ValueError(f"no user of {parts.events.name} has two items in the training part: without the last one nothing is left")
+    train = train.take(kept)
+    protocol = parts.protocol | {"training": "gapped", "train_users": len(kept)}
+    for part in (parts.valid, parts.test):
+        protocol |= _cold(part, train, parts.events)
+    return replace(parts, train=train, train_users=parts.train_users[kept], protocol=protocol)

@@ -563,7 +563,7 @@ def _whole(asked: _Asked, top: np.ndarray, n_items: int) -> dict[str, dict[str, 
     k = asked.list_length
     return {f"coverage@{k}": {"mean": coverage(top, n_items)}, f"gini@{k}": {"mean": gini(top, n_items)}}
 
-# %% ../../nbs/api/evaluation/60_report.ipynb #327dfe8e
+# %% ../../nbs/api/evaluation/60_report.ipynb #ae08d3b8
 def _may_have_leaked(rec: Recommender, parts: Split, part: str) -> str:  # "" = nothing speaks for it
     "What a recommender without its users still says of the data that it is to be measured on"
     known, print_ = rec.data, parts.events.fingerprint
@@ -571,7 +571,9 @@ def _may_have_leaked(rec: Recommender, parts: Split, part: str) -> str:  # "" = 
         return ""
     if any(one.get("fingerprint") == print_ for one in known.get("updates", [])):
         return "the model was updated with events of this data: its targets may be among them"
-    if known.get("fingerprint") == print_ and (known.get("training") == "everything" or (known.get("training") and part == "valid")):
+    if known.get("fingerprint") == print_ and (
+        known.get("training") == "everything" or (known.get("training") == "refit" and part == "valid")
+    ):
         return f"the {part} part of this data was trained on ({known['training']}), so its figures say nothing"
     return ""
 

@@ -44,7 +44,7 @@ def rotate(
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
-# %% ../../nbs/api/models/30_layers.ipynb #33856f88
+# %% ../../nbs/api/models/30_layers.ipynb #1069a533
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     "Sizes and kinds of a decoder block"
@@ -54,6 +54,7 @@ class BlockConfig:
     kv_heads: int = 2  # key and value heads; fewer than heads: each is shared by a group of query heads (arXiv 2305.13245)
     hidden: int = 168  # width inside the feed-forward
     dropout: float = 0.4  # after each half of a block
+    attention_dropout: float = 0.0  # share of the attention weights that a training step leaves out
     norm: str = "rms"  # rms | layer
     feed_forward: str = "swiglu"  # swiglu | gelu
 
@@ -64,8 +65,9 @@ class BlockConfig:
         for field in ("width", "heads", "kv_heads", "hidden"):
             if vars(self)[field] <= 0:
                 raise ValueError(f"{field}={vars(self)[field]} must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        for field in ("dropout", "attention_dropout"):
+            if not 0 <= vars(self)[field] < 1:
+                raise ValueError(f"{field}={vars(self)[field]} must be at least 0 and below 1")
         if self.width % self.heads or self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} must divide width={self.width} and be a multiple of kv_heads={self.kv_heads}")
 
@@ -74,13 +76,13 @@ class BlockConfig:
         "Channels of one attention head"
         return self.width // self.heads
 
-# %% ../../nbs/api/models/30_layers.ipynb #4c9337af
+# %% ../../nbs/api/models/30_layers.ipynb #ad2ae55e
 class Attention(nn.Module):
     "Causal grouped-query attention with rotary positions; no biases"
 
     def __init__(self, config: BlockConfig):
         super().__init__()
-        self.head_size, self.grouped = config.head_size, config.heads != config.kv_heads
+        self.head_size, self.grouped, self.rate = config.head_size, config.heads != config.kv_heads, config.attention_dropout
         kv_width = config.kv_heads * config.head_size
         self.q_proj = nn.Linear(config.width, config.width, bias=False)
         self.k_proj = nn.Linear(config.width, kv_width, bias=False)
@@ -102,7 +104,8 @@ class Attention(nn.Module):
         before = 0 if cache is None else cache.steps
         k, v = (k, v) if cache is None else cache.extended(k, v)
         later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(before) if before else None
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=later, is_causal=not before, enable_gqa=self.grouped)
+        how = dict(dropout_p=self.rate if self.training else 0.0, is_causal=not before, enable_gqa=self.grouped)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=later, **how)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/api/models/30_layers.ipynb #affe6db5
