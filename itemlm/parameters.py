@@ -368,12 +368,13 @@ def _settled(
     columns = pairs_of(_text("columns", plain.get("columns", asked["columns"]), {}), "parameter columns") | columns
     return plain | {"columns": text_of_pairs(columns), "settings": text_of_pairs(rest)}
 
-# %% ../nbs/api/74_parameters.ipynb #5a501cfe
+# %% ../nbs/api/74_parameters.ipynb #0c93461d
 @dataclass(frozen=True, kw_only=True)
 class RecipeParameters:
     "Every field of the recipe; None = as the preset has it"
 
     lr: float | None = None  # peak learning rate
+    neighbour_labels: float | None = None  # share of a label that goes to what sequential neighbours vote for, times their votes
     batch: int | None = None  # training sequences a step
     bucket: bool | None = None  # a step holds all lengths, cut into length buckets
     weight_decay: float | None = None

@@ -7,13 +7,13 @@ __all__ = ['plan', 'finish_run', 'matrix_operations', 'recommendation_cost', 're
            'carry_out', 'compare_recorded', 'read_comparisons', 'results_table', 'results', 'cost_figure',
            'search_table', 'StudyParameters', 'Study', 'open_study']
 
-# %% ../nbs/api/90_study.ipynb #ea92fb01
+# %% ../nbs/api/90_study.ipynb #77b5b082
 import json
 import platform
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from .core import atomic_write, flatten, read_json
 from .evaluation.compare import Comparison, compare
 from .jobs import Job, find_job, open_job
 from .models.presets import MODELS
+from .models.recipe import TrainingConfig
 from .parameters import DataParameters, TrainParameters, listed, pairs_of, recipe_of, text_of_pairs
 from .runs.folder import FORMAT, read_record
 from .serving.recommender import Recommender, load
@@ -204,7 +205,7 @@ def _write_lines(path: Path, records: list[dict]) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(lines, encoding="utf-8")
 
-# %% ../nbs/api/90_study.ipynb #1666f8eb
+# %% ../nbs/api/90_study.ipynb #aa24eb3e
 def _without_sizes(settings: dict) -> dict:
     "Dotted names of a configuration, without what the data set decides"
     return {name: value for name, value in flatten(settings).items() if name.split(".")[-1] not in ("n_items", "n_special")}
@@ -223,8 +224,9 @@ def _recorded(
     if differ := [name for name, value in wanted.items() if params.get(name) != value]:
         raise ValueError(f"the record of {name} is of another run ({', '.join(differ)} differ): choose another table of records")
     recipe = recipe_of(asked)
-    later = replace(recipe, model=type(recipe.model)()).identity()["model"]  # what a field that the record does not know yet stands at
-    old, new = _without_sizes({"model": later}) | _without_sizes(theirs["fit"]), _without_sizes(recipe.identity())
+    usual = TrainingConfig(model=type(recipe.model)()).identity()  # of fields that the record is older than
+    usual = {name: value for name, value in usual.items() if name not in ("kind", "loss")}
+    old, new = _without_sizes(usual) | _without_sizes(theirs["fit"]), _without_sizes(recipe.identity())
     if differ := [name for name in old | new if old.get(name) != new.get(name)]:
         raise ValueError(f"the record of {name} is of an older preset ({', '.join(differ)} differ): delete it, and the run is made anew")
     return True

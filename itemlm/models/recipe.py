@@ -34,13 +34,14 @@ def _check_model(config: ModelConfig) -> None:
         if entry.type in (int, "int") and value != int(value):
             raise ValueError(f"{entry.name}={value!r} must be a whole number")
 
-# %% ../../nbs/api/models/33_recipe.ipynb #a6dad4d9
+# %% ../../nbs/api/models/33_recipe.ipynb #7e1de11a
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     "What to train and how"
 
     model: ModelConfig  # what to train
     loss: Callable = field(default_factory=full_softmax)  # (states (N, D), table (V, D), columns (N,)) -> ()
+    neighbour_labels: float = 0.0  # share of a label that goes to what sequential neighbours vote for, times their votes
     init: str = "ppmi"  # the item table begins from co-occurrence (ppmi) or from noise (random)
     epochs: int = 20
     batch: int = 256  # training sequences a step
@@ -65,6 +66,7 @@ class TrainingConfig:
         }
         checked |= {name: number_between(name, vars(self)[name]) for name in ("weight_decay", "clip")}
         checked |= {"lr": number_between("lr", self.lr, low_too=False), "warmup": number_between("warmup", self.warmup, high=1)}
+        checked |= {"neighbour_labels": number_between("neighbour_labels", self.neighbour_labels, high=1)}
         vars(self).update(checked)  # a frozen one: as plain numbers, whatever library they came from
         _check_model(self.model)
         described(self.loss)  # a loss that cannot be named is refused here

@@ -6,7 +6,7 @@
 __all__ = ['RESTART', 'SAVE_EVERY', 'STRICT', 'train_step', 'sized', 'build_model', 'prepare_model', 'initial_model',
            'sample_targets', 'Trainer', 'Estimate', 'estimate', 'run_identity', 'read_config', 'Refit', 'fit']
 
-# %% ../../nbs/api/training/55_trainer.ipynb #a8be1cea
+# %% ../../nbs/api/training/55_trainer.ipynb #1935d20c
 import copy
 import errno
 import json
@@ -36,21 +36,23 @@ from ..runs.folder import LOG, RESUME, check_file, claim_run, file_of, read_reco
 from ..serving.recommender import Recommender, load, vocabulary_hash, write_run
 from ..show import ProgressLine
 from .checkpoint import Progress, copied_weights, load_progress, save_progress
+from .labels import NeighbourLabels, loss_of
 from .ppmi import ppmi_vectors
 from .schedule import learning_rate, make_optimizer
 
-# %% ../../nbs/api/training/55_trainer.ipynb #8197290e
+# %% ../../nbs/api/training/55_trainer.ipynb #a7624348
 def train_step(
     model: nn.Module,  # a SequenceModel, or what wraps one
     optimizer: torch.optim.Optimizer,
     batch: list[Tensor],  # length buckets, (B, T + 1) tokens each
     config: TrainingConfig,
+    labels: NeighbourLabels | None = None,  # that share each target's
 ) -> Tensor:  # () mean loss of the batch, before the step
     "One update from one batch"
     device = optimizer.param_groups[0]["params"][0].device
     batch = [tokens.to(device, non_blocking=True) for tokens in batch]
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        loss = model(batch, config.loss)
+        loss = model(batch, loss_of(labels, config.loss, batch) if labels else config.loss)
     loss.backward()
     if config.clip:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -122,7 +124,7 @@ def _first_progress(folder: Path | None, model: SequenceModel) -> Progress:
     known = dict(best=best["ndcg@10"], best_epoch=math.ceil(best["epoch"]), seconds=last["seconds"], log=before.log)
     return Progress(step=last["step"], start=last["step"], best_weights=copied_weights(model), **known)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #e716b754
+# %% ../../nbs/api/training/55_trainer.ipynb #103bb521
 SAVE_EVERY = 120  # seconds between saves inside a long epoch
 
 
@@ -138,6 +140,8 @@ class Trainer:
             raise ValueError("nothing to train on: no user has two items in the training part")
         self.valid = sample_targets(parts.valid, config.valid_targets, config.seed) if config.valid_targets else parts.valid
         self.forward = torch.compile(self.model, dynamic=True) if config.compile else self.model
+        share = config.neighbour_labels
+        self.labels = NeighbourLabels(share, self.model, parts, rec.tokenizer) if share else None
         self.optimizer = make_optimizer(self.model, config)
         self.steps_per_epoch = -(-len(self.sequences) // config.batch)
         self.total = self.last = config.epochs * self.steps_per_epoch  # steps of the schedule; the step after which it ends
@@ -174,7 +178,7 @@ def shown(
         if line:
             line.close()
 
-# %% ../../nbs/api/training/55_trainer.ipynb #861b7371
+# %% ../../nbs/api/training/55_trainer.ipynb #e10fdc7f
 @patch
 def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     "One update; rate and dropout are functions of the step"
@@ -183,7 +187,7 @@ def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     for group in self.optimizer.param_groups:
         group["lr"] = learning_rate(p.step - p.start, self.total - p.start, config) * (RESTART if p.start else 1)
     batch = self.sequences.buckets(rows) if config.bucket else [self.sequences.rectangle(rows)]
-    loss = train_step(self.forward, self.optimizer, batch, config).item()
+    loss = train_step(self.forward, self.optimizer, batch, config, self.labels).item()
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {p.step}: lower lr={config.lr} or use precision='float32'")
     targets = int(self.sequences.lengths[rows].sum()) - len(rows)

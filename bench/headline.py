@@ -1,0 +1,76 @@
+"""The figures that the front page states, out of the recorded runs: means over seeds, strict leave-one-out, into `record.json`.
+
+papermill nbs/compare.ipynb out.ipynb -p datasets beauty -p models item_lm,item_lm_knn,sequential_knn -p minutes 60 -p records bench/results
+python bench/headline.py     # no training: reads bench/results/runs.jsonl and tests.jsonl
+"""
+
+import json
+from statistics import mean, stdev
+
+from record import RESULTS, reached, record, runs
+
+SETS = {"beauty": "small", "toys": "small", "sports": "small", "ml-1m": "long_history"}  # and the preset of each
+ROWS = {"id": "item_lm_knn", "single": "item_lm", "sasrec": "sasrec_ce", "knn": "sequential_knn"}
+TEXT = ("hierarchy", "item_plus_text")  # the better one by validation
+NOTES = (
+    "Test part, strict leave-one-out, whole catalogue ranked, seen items dropped, ties as in the file; mean over the seeds in _seeds. "
+    "id: ItemLM mixed with sequential neighbours; single: ItemLM, one network; text: the better of hierarchy and item + text on the "
+    "validation part; sasrec: SASRec with full cross-entropy; knn: sequential item kNN. _p: paired test over users from tests.jsonl, "
+    "where both were trained on one machine. beauty_id_sd: between seeds. _seconds: training and report of a run, mean over seeds. "
+    "A figure that is not here was not measured."
+)
+
+
+def of(dataset: str, model: str, preset: str) -> list[dict]:
+    "The recorded runs of a model, one a seed"
+    return runs(dataset=dataset, model=model, preset=preset, protocol="leave_one_out", ties="as_is")
+
+
+def strict(found: list[dict]) -> list[dict]:
+    "Without those that were trained on the validation part as well"
+    return [run for run in found if "refit" not in run["params"]]
+
+
+def figures(dataset: str, preset: str) -> dict[str, float]:
+    "What is stated of a data set"
+    known = {}
+    chosen = max(TEXT, key=lambda model: max((reached(run, "ndcg@10", "valid") for run in of(dataset, model, "small")), default=0))
+    for name, model in {**ROWS, "text": chosen}.items():
+        found = of(dataset, model, "small" if name == "text" else preset)
+        for refit, some in (("", strict(found)), ("_refit", [run for run in found if run not in strict(found)])):
+            if some and not (refit and name != "id"):
+                label = f"{dataset}_refit" if refit else f"{dataset}_{name}"
+                known |= {f"{label}_{metric}": mean(reached(run, metric) for run in some) for metric in ("ndcg@10", "recall@10")}
+                known[f"{label}_seeds"] = len(some)
+    return known | gain(dataset, preset)
+
+
+def gain(dataset: str, preset: str) -> dict[str, float]:
+    "The paired test of ItemLM with neighbours against SASRec, where there is one"
+    lines = [json.loads(line) for line in (RESULTS / "tests.jsonl").read_text().splitlines()]
+    how = {"dataset": dataset, "preset": preset, "protocol": "leave_one_out", "ties": "as_is"}
+    for line in (line for line in lines if how.items() <= line.items()):
+        for test in line["tests"]:
+            if {test["a"], test["b"]} == {"item_lm_knn", "sasrec_ce"} and test["metric"] == "ndcg@10":
+                return {f"{dataset}_gain_over_sasrec_p": test["p"]}
+    return {}
+
+
+def beauty() -> dict[str, float]:
+    "What is stated of Beauty alone"
+    seconds = lambda run: run["seconds"]["fit"] + run["seconds"].get("evaluate", 0)
+    mixed, default = strict(of("beauty", "item_lm_knn", "small")), strict(of("beauty", "item_lm", "small"))
+    found = {"beauty_id_sd": stdev(reached(run, "ndcg@10") for run in mixed)} if len(mixed) > 1 else {}
+    found |= {"beauty_id_seconds": mean(map(seconds, mixed))} if mixed else {}
+    if default:
+        found |= {"beauty_default_seconds": mean(map(seconds, default))}
+        found |= {"beauty_default_ndcg@10": mean(reached(run, "ndcg@10") for run in default)}
+    return found
+
+
+if __name__ == "__main__":
+    stated = beauty()
+    for dataset, preset in SETS.items():
+        stated |= figures(dataset, preset)
+    record("record", stated, NOTES)
+    print(json.dumps(stated, indent=1))
