@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODELS', 'SIZES', 'named', 'trains', 'preset']
 
-# %% ../../nbs/api/models/37_presets.ipynb #1ffb46ba
+# %% ../../nbs/api/models/37_presets.ipynb #20f279bb
 import importlib
 import os
 import sys
@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from .counting import item_knn, markov, popularity, sequential_knn, symmetric_knn
 from .item_lm import long_history, small, tiny
-from .mixture import item_lm_knn
+from .mixture import item_lm_knn, with_neighbours
 from .neural import bert4rec, gru4rec, hstu, sasrec, sasrec_bce
 from .recipe import TrainingConfig
 from .text.content_knn import content_knn
@@ -82,7 +82,7 @@ def _long_variant(recipe: TrainingConfig) -> TrainingConfig:
         return recipe
     return replace(recipe, model=recipe.model.with_known(dropout=model.dropout, max_len=model.max_len), batch=batch)
 
-# %% ../../nbs/api/models/37_presets.ipynb #b8975c1b
+# %% ../../nbs/api/models/37_presets.ipynb #2418c261
 def preset(
     model: str,  # of `MODELS`, or "module:function" that returns a recipe
     size: str = "small",  # small | long_history | tiny
@@ -94,11 +94,14 @@ def preset(
         )
     if model not in MODELS and ":" not in model:
         raise ValueError(f"there is no model {model!r}: it is one of {', '.join(MODELS)}, or your own as module:function")
+    if model in ("item_lm", "item_lm_knn"):
+        own = {"small": small, "long_history": long_history, "tiny": tiny}[size]()
+        return own if model == "item_lm" else with_neighbours(own)
     recipe = MODELS[model]() if model in MODELS else named(model, "preset")()
     if not isinstance(recipe, TrainingConfig):
         raise ValueError(f"preset {model!r} must return a TrainingConfig; it returned {type(recipe).__name__}")
     if model == "text_beam" and size == "long_history":
         raise ValueError("there is no preset 'long_history' for text_beam: its reach is counted in codes; use small")
     if size == "tiny":
-        return tiny() if model == "item_lm" else _tiny_variant(recipe)
+        return _tiny_variant(recipe)
     return _long_variant(recipe) if size == "long_history" else recipe

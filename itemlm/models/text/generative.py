@@ -6,7 +6,7 @@
 __all__ = ['IDS', 'GenerativeModel', 'GenerativeConfig', 'write_items', 'GenerativeLM', 'item_log_probs', 'scores_of_list',
            'text_beam']
 
-# %% ../../../nbs/api/models/text/47_generative.ipynb #53499e66
+# %% ../../../nbs/api/models/text/47_generative.ipynb #7b8069cd
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
@@ -21,7 +21,7 @@ from ...core import Ragged, content_hash, memory_budget
 from ...data.split import Split
 from ...data.tokenizer import PAD, ItemTokenizer
 from ..base import ModelConfig, SequenceModel, pad_right
-from ..item_lm import ItemLM, ItemLMConfig, small
+from ..item_lm import ItemLM, ItemLMConfig
 from ..layers import KeyValues, rotary_angles
 from ..recipe import TrainingConfig
 from .encoders import ItemLLMConfig, into_basis, make_room, principal_directions, text_vectors, texts_hash
@@ -393,7 +393,7 @@ def scores(
         found = [self.generate(histories.take(rows[i : i + users])) for i in range(0, len(rows), users)]
     return torch.cat([scores_of_list(columns, chances, self.config.n_items) for columns, chances in found])
 
-# %% ../../../nbs/api/models/text/47_generative.ipynb #b50c49c5
+# %% ../../../nbs/api/models/text/47_generative.ipynb #91735907
 def text_beam(
     ids: str = "number",  # number | title | random | semantic
     **changes,  # of the `TrainingConfig`
@@ -401,4 +401,5 @@ def text_beam(
     "Preset: a generative recommender on the decoder of `small()`, smaller batches, and a thousand users to choose the weights by"
     room = {"vocabulary": 1000, "max_len": 24, "max_codes": 384} if ids == "title" else {"max_len": 50, "max_codes": 200}
     model = GenerativeConfig(ids=ids, dropout=0.1, **room)
-    return small(**{"model": model, "init": "random", "epochs": 12, "batch": 32, "valid_targets": 1000} | changes)
+    recipe = TrainingConfig(model=model, init="random", epochs=12, batch=32, valid_targets=1000)
+    return recipe.with_fields(**changes)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HFGenerativeConfig', 'HFGenerativeLM', 'hf_beam']
 
-# %% ../../../nbs/api/models/text/48_hf.ipynb #26764d82
+# %% ../../../nbs/api/models/text/48_hf.ipynb #b12fcb79
 import json
 from dataclasses import dataclass
 
@@ -19,7 +19,6 @@ from ...core import Ragged, content_hash, memory_budget, optional
 from ...data.split import Split
 from ...data.tokenizer import PAD, ItemTokenizer
 from ..base import ModelConfig, pad_right
-from ..item_lm import small
 from ..recipe import TrainingConfig
 from .encoders import find_checkpoint, positions_of, read_tokenizer, width_of
 from .generative import GenerativeModel
@@ -218,7 +217,7 @@ def users_at_once(self: HFGenerativeLM) -> int:
     "Users whose beams fit the memory budget: the library holds a history once a beam"
     return max(1, memory_budget(self.device) // (self.beams * self.config.max_codes * self.config.width))
 
-# %% ../../../nbs/api/models/text/48_hf.ipynb #3ee00f2f
+# %% ../../../nbs/api/models/text/48_hf.ipynb #8d2967ab
 def hf_beam(
     checkpoint: str = "",  # a folder or a name on the hub; "" = random weights
     network: dict | None = None,  # configuration of a network, such as that of T5; None = the checkpoint's
@@ -226,4 +225,4 @@ def hf_beam(
 ) -> TrainingConfig:
     "Preset: a generative recommender on a Hugging Face network, fine-tuned or learnt from random weights"
     model = HFGenerativeConfig(checkpoint=checkpoint, network=json.dumps(network) if network else "")
-    return small(**{"model": model, "init": "random", "batch": 32, "lr": 3e-4} | changes)
+    return TrainingConfig(model=model, init="random", batch=32, lr=3e-4).with_fields(**changes)

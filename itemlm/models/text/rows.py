@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMBINE', 'ItemTextConfig', 'Adapter', 'ItemRows', 'ItemTextLM', 'ridge', 'hierarchy', 'item_plus_text']
 
-# %% ../../../nbs/api/models/text/44_rows.ipynb #baea82c4
+# %% ../../../nbs/api/models/text/44_rows.ipynb #31b52f60
 import json
 import warnings
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...data.split import Split
 from ...data.tokenizer import ItemTokenizer
 from ..base import row_length
-from ..item_lm import ItemLM, ItemLMConfig, small
+from ..item_lm import ItemLM, ItemLMConfig
 from ..recipe import TrainingConfig
 from .encoders import ItemLLMConfig, TextRecipe, make_room, texts_hash
 from .item_llm import FixedReader, LearningReader
@@ -363,13 +363,13 @@ def extend(
     model.load_state_dict(weights)
     return model.to(self.device).train(self.training)
 
-# %% ../../../nbs/api/models/text/44_rows.ipynb #2678a1a4
+# %% ../../../nbs/api/models/text/44_rows.ipynb #7831da35
 def hierarchy(
     text: ItemLLMConfig | None = None,  # None = MiniLM, fixed
     **changes,  # of the `TrainingConfig`
 ) -> TrainingConfig:
-    "Preset: items are known by their text alone (Lite-LLM4Rec); `small()` otherwise"
-    return small(**{"model": ItemTextConfig(text=text or ItemLLMConfig())} | changes)
+    "Preset: items are known by their text alone (Lite-LLM4Rec)"
+    return TrainingConfig(model=ItemTextConfig(text=text or ItemLLMConfig())).with_fields(**changes)
 
 
 def item_plus_text(
@@ -377,5 +377,5 @@ def item_plus_text(
     combine: str = "sum",  # sum | gated | concat | start
     **changes,  # of the `TrainingConfig`
 ) -> TrainingConfig:
-    "Preset: each item's token and its text together; `small()` otherwise"
-    return small(**{"model": ItemTextConfig(text=text or ItemLLMConfig(), combine=combine)} | changes)
+    "Preset: each item's token and its text together"
+    return TrainingConfig(model=ItemTextConfig(text=text or ItemLLMConfig(), combine=combine)).with_fields(**changes)

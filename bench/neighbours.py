@@ -1,0 +1,56 @@
+"""Records of ItemLM with neighbours out of the recorded trainings of ItemLM alone: the network is the same, seed for seed.
+
+    python bench/neighbours.py beauty 0 1 2          # a data set and seeds; trains ItemLM where its run is not here yet
+    python bench/neighbours.py ml-1m 0 long_history
+
+`-p model item_lm_knn` trains the same network once more and ends at the same figures: the votes play no part before the last step.
+"""
+
+import json
+import os
+import shutil
+import sys
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch
+
+import torch
+from record import RESULTS
+
+from itemlm.jobs import TrainParameters, find_job
+from itemlm.runs.folder import claim_run
+from itemlm.serving.recommender import load, write_run
+from itemlm.study import append_record, finish_run, read_records, record_of
+from itemlm.training.mix import mix
+
+
+def recorded(asked: TrainParameters) -> bool:
+    "Has the table a record of this run?"
+    return any(one["params"] == asked.deciding() for one in read_records(RESULTS / "runs.jsonl"))
+
+
+def both(dataset: str, seed: int, preset: str) -> None:
+    "Train, or open, ItemLM; mix it; report and record what is not recorded"
+    alone, mixed = (TrainParameters(dataset=dataset, model=m, seed=seed, preset=preset, device="cpu") for m in ("item_lm", "item_lm_knn"))
+    job = finish_run(alone)
+    if not recorded(alone):
+        append_record(RESULTS / "runs.jsonl", record_of(job))
+    if recorded(mixed):
+        return
+    rec, other = load(job.folder, "cpu"), find_job(mixed)
+    log = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    shutil.rmtree(other.folder, ignore_errors=True)
+    with claim_run(other.folder, other.identity, params=mixed.deciding()) as folder:
+        both = mix(rec, job.parts)
+        both.log = log
+        write_run(both, folder, finished=True)
+    other.seconds["fit"] = log[-1]["seconds"]
+    other.report(load(other.folder, "cpu"))
+    append_record(RESULTS / "runs.jsonl", record_of(other))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dataset, *rest = sys.argv[1:]
+    preset = next((word for word in rest if not word.isdigit()), "small")
+    for seed in [int(word) for word in rest if word.isdigit()] or [0]:
+        both(dataset, seed, preset)
