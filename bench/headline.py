@@ -11,11 +11,12 @@ from record import RESULTS, reached, record, runs
 
 SETS = {"beauty": "small", "toys": "small", "sports": "small", "ml-1m": "long_history"}  # and the preset of each
 ROWS = {"id": "item_lm_knn", "single": "item_lm", "sasrec": "sasrec_ce", "knn": "sequential_knn"}
-TEXT = ("hierarchy", "item_plus_text")  # the better one by validation
+TEXT = ("hierarchy", "item_plus_text", "hierarchy_knn")  # the better one by validation
 NOTES = (
     "Test part, strict leave-one-out, whole catalogue ranked, seen items dropped, ties as in the file; mean over the seeds in _seeds. "
-    "id: ItemLM mixed with sequential neighbours; single: ItemLM, one network; text: the better of hierarchy and item + text on the "
-    "validation part; sasrec: SASRec with full cross-entropy; knn: sequential item kNN. _p: paired test over users from tests.jsonl, "
+    "id: ItemLM mixed with sequential neighbours; single: ItemLM, one network, which shares its labels with what neighbours vote for where "
+    "its preset says so; text: the best of hierarchy, item + text and hierarchy with neighbours on the validation part; sasrec: SASRec "
+    "with full cross-entropy, from random rows; knn: sequential item kNN. _p: paired test over users from tests.jsonl, "
     "where both were trained on one machine. beauty_id_sd: between seeds. _seconds: training and report of a run, mean over seeds. "
     "A figure that is not here was not measured."
 )

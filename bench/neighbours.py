@@ -1,7 +1,7 @@
-"""Records of ItemLM with neighbours out of the recorded trainings of ItemLM alone: the network is the same, seed for seed.
+"""Records of networks with neighbours out of the recorded trainings of the networks alone: they are the same, seed for seed.
 
-    python bench/neighbours.py beauty 0 1 2          # a data set and seeds; trains ItemLM where its run is not here yet
-    python bench/neighbours.py ml-1m 0 long_history
+    python bench/neighbours.py beauty item_lm 0 1 2          # data, model, seeds; trains where no run is here
+    python bench/neighbours.py ml-1m item_lm 0 long_history
 
 `-p model item_lm_knn` trains the same network once more and ends at the same figures: the votes play no part before the last step.
 """
@@ -28,9 +28,10 @@ def recorded(asked: TrainParameters) -> bool:
     return any(one["params"] == asked.deciding() for one in read_records(RESULTS / "runs.jsonl"))
 
 
-def both(dataset: str, seed: int, preset: str) -> None:
-    "Train, or open, ItemLM; mix it; report and record what is not recorded"
-    alone, mixed = (TrainParameters(dataset=dataset, model=m, seed=seed, preset=preset, device="cpu") for m in ("item_lm", "item_lm_knn"))
+def both(dataset: str, model: str, seed: int, preset: str) -> None:
+    "Train, or open, a network; mix it; report and record what is not recorded"
+    asked = [TrainParameters(dataset=dataset, model=name, seed=seed, preset=preset, device="cpu") for name in (model, f"{model}_knn")]
+    alone, mixed = asked
     job = finish_run(alone)
     if not recorded(alone):
         append_record(RESULTS / "runs.jsonl", record_of(job))
@@ -40,9 +41,9 @@ def both(dataset: str, seed: int, preset: str) -> None:
     log = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
     shutil.rmtree(other.folder, ignore_errors=True)
     with claim_run(other.folder, other.identity, params=mixed.deciding()) as folder:
-        both = mix(rec, job.parts)
-        both.log = log
-        write_run(both, folder, finished=True)
+        together = mix(rec, job.parts)
+        together.log = log
+        write_run(together, folder, finished=True)
     other.seconds["fit"] = log[-1]["seconds"]
     other.report(load(other.folder, "cpu"))
     append_record(RESULTS / "runs.jsonl", record_of(other))
@@ -50,7 +51,7 @@ def both(dataset: str, seed: int, preset: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dataset, *rest = sys.argv[1:]
+    dataset, model, *rest = sys.argv[1:]
     preset = next((word for word in rest if not word.isdigit()), "small")
     for seed in [int(word) for word in rest if word.isdigit()] or [0]:
-        both(dataset, seed, preset)
+        both(dataset, model, seed, preset)

@@ -21,7 +21,7 @@ from .text.content_knn import content_knn
 from .text.generative import text_beam
 from .text.rows import hierarchy, item_plus_text
 
-# %% ../../nbs/api/models/37_presets.ipynb #f37e4370
+# %% ../../nbs/api/models/37_presets.ipynb #c68bc828
 MODELS = {
     "item_lm": small,
     "item_lm_knn": item_lm_knn,
@@ -32,10 +32,12 @@ MODELS = {
     "symmetric_knn": symmetric_knn,
     "gru4rec_ce": gru4rec,
     "sasrec_ce": sasrec,
+    "sasrec_ce_knn": lambda: with_neighbours(sasrec()),
     "sasrec_bce": sasrec_bce,
     "bert4rec": bert4rec,
     "hstu": hstu,
     "hierarchy": hierarchy,
+    "hierarchy_knn": lambda: with_neighbours(hierarchy()),
     "item_plus_text": item_plus_text,
     "text_beam": text_beam,
     "content_knn": content_knn,
