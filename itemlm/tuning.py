@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRIALS', 'search_space', 'usual_space', 'TuneParameters', 'Search', 'open_search']
 
-# %% ../nbs/api/76_tuning.ipynb #dd0d1296
+# %% ../nbs/api/76_tuning.ipynb #5fabd9e7
 import json
 import math
 import re
@@ -28,6 +28,7 @@ from .models.recipe import TrainingConfig
 from .parameters import DataParameters, TrainParameters, pairs_of, recipe_of, text_of_pairs
 from .serving.recommender import Recommender
 from .show import Table
+from .training.labels import takes_votes
 from .training.trainer import fit
 from .workspace import workspace
 
@@ -57,7 +58,7 @@ def _distribution(name: str, said: str) -> Any:
         return kinds.CategoricalDistribution([choice.strip() for choice in said.split("|")])
     raise ValueError(f"parameter space: {name}={said} is no range such as 0.1..0.5 or 1..1000 log, and no choice such as 64|128")
 
-# %% ../nbs/api/76_tuning.ipynb #846572f5
+# %% ../nbs/api/76_tuning.ipynb #38c08a79
 _OF_RECIPE = {
     "lr": "0.0005..0.01 log",
     "batch": "64|128|256",
@@ -66,6 +67,7 @@ _OF_RECIPE = {
 }
 _OF_MODEL = {
     "dropout": "0.0..0.7",
+    "attention_dropout": "0.0..0.6",
     "layers": "1..4",
     "heads": "1|2|4",
     "temperature": "0.03..0.2 log",
@@ -91,11 +93,12 @@ def usual_space(
     recipe: TrainingConfig,
 ) -> str:  # as `search_space` reads it
     "What is searched of a model where nothing else is said"
-    learns = replace(recipe.model, n_items=recipe.model.n_items or 8).build().learns
+    built = replace(recipe.model, n_items=recipe.model.n_items or 8).build()
+    shared = {"neighbour_labels": "0.0..1.0"} if built.learns and takes_votes(built) else {}
     own = {name: _OF_MODEL[field] for name, field in _fields_of(recipe.model).items() if field in _OF_MODEL}
-    if not own and not learns:
+    if not own and not built.learns:
         raise ValueError(f"{type(recipe.model).model_class.__name__} has nothing to search: give parameter space")
-    return ", ".join(f"{name}={said}" for name, said in ((_OF_RECIPE if learns else {}) | own).items())
+    return ", ".join(f"{name}={said}" for name, said in ((_OF_RECIPE if built.learns else {}) | shared | own).items())
 
 # %% ../nbs/api/76_tuning.ipynb #4e510de6
 @dataclass(frozen=True, kw_only=True)

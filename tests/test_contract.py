@@ -323,3 +323,15 @@ def test_a_file_imports_nothing(parts, tmp_path):
 def test_a_new_baseline_is_small():
     "Everything beside the network of a two-layer LSTM: at most 40 lines."
     assert len(inspect.getsource(LSTMRec).splitlines()) + len(inspect.getsource(lstm).splitlines()) <= 40
+
+
+def test_labels_are_shared_with_neighbours_or_refused(rec, recipe, parts):
+    "A network that guesses the next item from a table learns from votes too; any other one says why not, before it has trained."
+    shared = replace(recipe, neighbour_labels=0.5)
+    table = rec.model.item_table() if rec.model.causal else None
+    if not rec.model.learns or (table is not None and len(table) == rec.n_items):
+        found = fit(parts, shared, device="cpu", verbose=False)
+        assert all(np.isfinite(row["loss"]) for row in found.log) and len(found.log) == rec.model.learns
+    else:
+        with pytest.raises(ValueError, match="neighbour_labels=0.5: .* has no use"):
+            fit(parts, shared, device="cpu", verbose=False)
