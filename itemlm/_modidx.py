@@ -2356,6 +2356,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'itemlm.study.matrix_operations': ('api/study.html#matrix_operations', 'itemlm/study.py'),
                               'itemlm.study.open_study': ('api/study.html#open_study', 'itemlm/study.py'),
                               'itemlm.study.plan': ('api/study.html#plan', 'itemlm/study.py'),
+                              'itemlm.study.published_table': ('api/study.html#published_table', 'itemlm/study.py'),
                               'itemlm.study.read_comparisons': ('api/study.html#read_comparisons', 'itemlm/study.py'),
                               'itemlm.study.read_records': ('api/study.html#read_records', 'itemlm/study.py'),
                               'itemlm.study.recommendation_cost': ('api/study.html#recommendation_cost', 'itemlm/study.py'),

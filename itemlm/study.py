@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['plan', 'finish_run', 'matrix_operations', 'recommendation_cost', 'record_of', 'read_records', 'append_record',
-           'carry_out', 'compare_recorded', 'read_comparisons', 'results_table', 'results', 'cost_figure',
-           'search_table', 'StudyParameters', 'Study', 'open_study']
+           'carry_out', 'compare_recorded', 'read_comparisons', 'results_table', 'results', 'published_table',
+           'cost_figure', 'search_table', 'StudyParameters', 'Study', 'open_study']
 
 # %% ../nbs/api/90_study.ipynb #77b5b082
 import json
@@ -443,6 +443,30 @@ def results(
     head = ["model", "start", *head, "seeds", "parameters", "training", "recommending"]
     return Table(head=head, rows=rows, title=dataset, note=". ".join(filter(None, [_unlike_starts(chosen), _NOTE])), texts=2)
 
+# %% ../nbs/api/90_study.ipynb #49975de0
+_WITH_TEXT = ("hierarchy", "hierarchy_knn", "item_plus_text", "text_beam", "content_knn")  # read more than ids
+
+
+def published_table(
+    table: pd.DataFrame,  # from `results_table`
+    dataset: str,
+    path: str | Path | None = None,  # of the quoted figures; None = bench/results/published.jsonl of the workspace
+    metrics: tuple[str, ...] = ("ndcg@10", "recall@10"),
+) -> Table | None:  # None: nothing is quoted of this set
+    "Published figures of a data set by ids alone, and how far the best model here is from each"
+    quoted = read_records(path or workspace().root / "bench/results/published.jsonl")
+    quoted = sorted((row for row in quoted if row["dataset"] == dataset), key=lambda row: -row[metrics[0]])
+    ours = table[(table["dataset"] == dataset) & (table["ties"] == "as_is") & (table["seen"] == "drop") & ~table["model"].isin(_WITH_TEXT)]
+    if not quoted or ours.empty:
+        return None
+    best = ours.sort_values(metrics[0], ascending=False).iloc[0]
+    rows = [[f"{best['name']} (here)", *(best[name] for name in metrics), *[""] * len(metrics), "", f"seeds: {best['seeds']}"]]
+    for row in quoted:
+        gaps = [f"{best[name] - row[name]:+.4f}" for name in metrics]
+        rows.append([row["model"], *(row[name] for name in metrics), *gaps, row["source"], row["note"]])
+    head = ["model", *metrics, *(f"here minus it, {name}" for name in metrics), "source", "note"]
+    return Table(head=head, rows=rows, title=f"{dataset}, published", note="quoted, not measured here; other seeds and order of ties")
+
 # %% ../nbs/api/90_study.ipynb #7ecc7a25
 def cost_figure(
     table: pd.DataFrame,  # from `results_table`
@@ -474,12 +498,12 @@ def search_table(
     rows = [[key, round(seconds), epochs, valid, preset, f"{valid / preset:.3f}"] for key, seconds, epochs, valid, preset in rows]
     return Table(head=["setting", "seconds", "epochs", "validation ndcg@10", "preset, as many epochs", "ratio"], rows=rows)
 
-# %% ../nbs/api/90_study.ipynb #1d1cc280
+# %% ../nbs/api/90_study.ipynb #d264fd7e
 @dataclass(frozen=True, kw_only=True)
 class StudyParameters:
     "What `compare.ipynb` is asked for"
 
-    datasets: str = "ml-latest-small,beauty,toys"  # names or paths
+    datasets: str = "ml-latest-small,beauty,toys,sports"  # names or paths
     models: str = "item_lm,item_lm_knn,sasrec_ce,sasrec_bce,gru4rec_ce,hstu,bert4rec,sequential_knn,item_knn,markov,popularity"
     seeds: int = 1  # of each trained model
     more_seeds: int = 3  # of item_lm and sasrec_ce
