@@ -1089,6 +1089,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'itemlm/explore/widgets.py'),
                                         'itemlm.explore.widgets.Page._content': ( 'api/explore/widgets.html#page._content',
                                                                                   'itemlm/explore/widgets.py'),
+                                        'itemlm.explore.widgets.Page.close': ( 'api/explore/widgets.html#page.close',
+                                                                               'itemlm/explore/widgets.py'),
                                         'itemlm.explore.widgets.Page.html': ( 'api/explore/widgets.html#page.html',
                                                                               'itemlm/explore/widgets.py'),
                                         'itemlm.explore.widgets.Page.on': ('api/explore/widgets.html#page.on', 'itemlm/explore/widgets.py'),

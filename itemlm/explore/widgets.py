@@ -105,7 +105,7 @@ const redraw = (el, body) => {
 };
 """.replace("CONFIG", json.dumps(FIGURE_CONFIG)).replace("BAR", json.dumps(FIGURE_BAR))
 
-# %% ../../nbs/api/explore/87_widgets.ipynb #e5ed3685
+# %% ../../nbs/api/explore/87_widgets.ipynb #4af1a2c2
 _RENDER = """
 function render({ model, el }) {
   el.classList.add("itemlm");
@@ -125,7 +125,7 @@ function render({ model, el }) {
   model.on("change:marks", mark);
   el.addEventListener("click", (event) => { const b = event.target.closest("[data-do]");
     if (b) click(b.dataset.do, b.dataset.item || "", b.dataset.at || 0); });
-  return () => clear(el);
+  return () => { model.off("change:content", draw); model.off("change:marks", mark); clear(el); el.replaceChildren(); };
 }
 export default { render };
 """
@@ -155,7 +155,7 @@ def _place(figure, number: int) -> str:
     label = page_attribute(f"Figure: {names}" if names else "Figure")
     return framed(figure, f'<div data-figure={number} role=img aria-label="{label}"></div>')
 
-# %% ../../nbs/api/explore/87_widgets.ipynb #aad3b295
+# %% ../../nbs/api/explore/87_widgets.ipynb #8547bcfd
 class Page(anywidget.AnyWidget):
     "A sheet whose buttons and points answer"
 
@@ -179,6 +179,13 @@ class Page(anywidget.AnyWidget):
         "Show something else, with nothing marked"
         with self.hold_sync():
             self.content, self.marks = self._content(sheet), {}
+
+    def close(self) -> None:
+        "Be gone, figures first: JupyterLab keeps every widget, and what it held before its last change, until the kernel ends"
+        if self.comm is not None:
+            self.show("")
+            self.marks = {"traces": []}
+        super().close()
 
     @property
     def html(self) -> str:
