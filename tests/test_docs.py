@@ -98,7 +98,9 @@ def test_pages_open_in_a_browser(pages, site_in_browser):
     assert not problems
 
 
-@pytest.mark.parametrize("query, page", [("deploy", "how-to/deploy.html"), ("onnx", "how-to/deploy.html")])
+@pytest.mark.parametrize(
+    "query, page", [("deploy", "how-to/deploy.html"), ("onnx", "how-to/deploy.html"), ("exclude items", "how-to/rules.html")]
+)
 def test_a_search_leads_to_its_page(site_in_browser, query, page):
     "A how-to page stands first; a result on the page that is open closes the list."
     here, tab = site_in_browser
