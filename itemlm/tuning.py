@@ -58,7 +58,7 @@ def _distribution(name: str, said: str) -> Any:
         return kinds.CategoricalDistribution([choice.strip() for choice in said.split("|")])
     raise ValueError(f"parameter space: {name}={said} is no range such as 0.1..0.5 or 1..1000 log, and no choice such as 64|128")
 
-# %% ../nbs/api/76_tuning.ipynb #38c08a79
+# %% ../nbs/api/76_tuning.ipynb #dec6c94e
 _OF_RECIPE = {
     "lr": "0.0005..0.01 log",
     "batch": "64|128|256",
@@ -79,7 +79,7 @@ _OF_MODEL = {
     "reach": "2..20",
 }
 
-
+# %% ../nbs/api/76_tuning.ipynb #ae3cb96d
 def _fields_of(config: ModelConfig, prefix: str = "model.") -> dict[str, str]:
     "Field by dotted name, those of parts of a model too"
     found = {}
@@ -126,7 +126,7 @@ class TuneParameters(DataParameters):
         if not (math.isfinite(self.minutes) and self.minutes >= 0) or self.trials < 0:
             raise ValueError(f"parameters minutes={self.minutes} and trials={self.trials} must not be negative")
 
-# %% ../nbs/api/76_tuning.ipynb #ac6d87d2
+# %% ../nbs/api/76_tuning.ipynb #63ca50ed
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Search:
     "A search for settings: its question, its data, its folder and Optuna's study"
@@ -155,7 +155,7 @@ def _with_preset(space: dict[str, Any], preset: dict[str, object]) -> dict[str, 
     more = {name: known for name, known in choices.items() if str(preset[name]) not in known}
     return space | {name: type(space[name])([str(preset[name]), *known]) for name, known in more.items()}
 
-
+# %% ../nbs/api/76_tuning.ipynb #8f97522a
 def open_search(asked: TuneParameters) -> Search:
     "The search with these parameters, where it stopped"
     optuna = optional("optuna", "tune")
@@ -183,7 +183,7 @@ def open_search(asked: TuneParameters) -> Search:
         study.enqueue_trial({name: str(preset[name]) if hasattr(one, "choices") else preset[name] for name, one in space.items()})
     return Search(asked=asked, base=base, parts=parts, space=space, folder=folder, study=study)
 
-# %% ../nbs/api/76_tuning.ipynb #8bfa5264
+# %% ../nbs/api/76_tuning.ipynb #6711ba23
 def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -207,7 +207,7 @@ def trial_job(
     "The run of a trial"
     return find_job(_with(self.base, values), self.folder, self.parts)
 
-
+# %% ../nbs/api/76_tuning.ipynb #6a7693df
 @patch
 def try_values(
     self: Search,
@@ -237,7 +237,7 @@ def try_values(
     figures = {name: best[name] for name in ("ndcg@10", "recall@10")}
     return {"state": state, **figures, "epoch": best["epoch"], "epochs": log[-1]["epoch"], "seconds": log[-1]["seconds"]}
 
-# %% ../nbs/api/76_tuning.ipynb #d33622dd
+# %% ../nbs/api/76_tuning.ipynb #1e5d1515
 TRIALS = "trials.jsonl"  # a line a trial, in the search's folder
 
 
@@ -248,7 +248,14 @@ def _recovered(search: Search) -> None:
         search.study.enqueue_trial(one.params)
         search.study.tell(one.number, state=state.FAIL)
 
+# %% ../nbs/api/76_tuning.ipynb #136200f6
+@patch
+def told(self: Search) -> list[dict]:
+    "A row of each trial that is over"
+    path = self.folder / TRIALS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
+# %% ../nbs/api/76_tuning.ipynb #b60ccd4e
 @patch
 def go_on(
     self: Search,
@@ -265,7 +272,7 @@ def go_on(
     except Timeout:
         raise ValueError(f"another process searches in {self.folder}: wait for it, or give another runs_dir") from None
 
-
+# %% ../nbs/api/76_tuning.ipynb #9bbbf437
 @patch
 def try_next(self: Search, minutes: float, verbose: bool) -> bool:  # False: the time was up before the trial's end
     "Train the trial that is next, and write down what it came to"
@@ -286,21 +293,14 @@ def try_next(self: Search, minutes: float, verbose: bool) -> bool:  # False: the
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return True
 
-
-@patch
-def told(self: Search) -> list[dict]:
-    "A row of each trial that is over"
-    path = self.folder / TRIALS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-# %% ../nbs/api/76_tuning.ipynb #de00d3c3
+# %% ../nbs/api/76_tuning.ipynb #51212713
 @patch
 def winner(self: Search) -> dict[str, str] | None:  # None: no trial has come to its end yet
     "The values that are best on the validation part"
     ended = [row for row in self.told() if row["state"] == "complete"]
     return max(ended, key=lambda row: row["ndcg@10"])["values"] if ended else None
 
-
+# %% ../nbs/api/76_tuning.ipynb #3a12f2a7
 @patch
 def table(self: Search) -> Table:
     "All trials, the best first"
@@ -318,7 +318,7 @@ def table(self: Search) -> Table:
     note = f"{self.asked.validation} validation part, seen items dropped; the test part was not looked at"
     return Table(head=head, rows=shown, title=f"{self.asked.model} on {self.parts.events.name}", note=note, texts=len(names))
 
-
+# %% ../nbs/api/76_tuning.ipynb #4e121766
 @patch
 def command(self: Search) -> str:
     "The run with the winner's settings on the whole training part, as a shell reads it"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plotly_library', 'Page', 'choice', 'typing', 'user_field', 'box', 'waiting_html', 'close_whole', 'found_html']
 
-# %% ../../nbs/api/explore/87_widgets.ipynb #7038df60
+# %% ../../nbs/api/explore/87_widgets.ipynb #fa52404d
 import base64
 import gzip
 import html
@@ -25,6 +25,7 @@ optional("ipywidgets", "lab"), optional("anywidget", "lab")  # or one line that 
 import anywidget
 import ipywidgets as W
 import traitlets
+from fastcore.basics import patch
 
 # %% ../../nbs/api/explore/87_widgets.ipynb #ba847a03
 _PLOTLY_SCRIPT = """const packed = "%s";
@@ -155,7 +156,7 @@ def _place(figure, number: int) -> str:
     label = page_attribute(f"Figure: {names}" if names else "Figure")
     return framed(figure, f'<div data-figure={number} role=img aria-label="{label}"></div>')
 
-# %% ../../nbs/api/explore/87_widgets.ipynb #8547bcfd
+# %% ../../nbs/api/explore/87_widgets.ipynb #7bbe5a50
 class Page(anywidget.AnyWidget):
     "A sheet whose buttons and points answer"
 
@@ -181,7 +182,7 @@ class Page(anywidget.AnyWidget):
             self.content, self.marks = self._content(sheet), {}
 
     def close(self) -> None:
-        "Be gone, figures first: JupyterLab keeps every widget, and what it held before its last change, until the kernel ends"
+        "Be gone, figures first: JupyterLab keeps every widget, and its state before the last change, until the kernel ends"
         if self.comm is not None:
             self.show("")
             self.marks = {"traces": []}
@@ -192,9 +193,11 @@ class Page(anywidget.AnyWidget):
         "The text that is shown"
         return self.content["html"]
 
-    def on(self, do: str, answer) -> None:
-        "Call a function with each click on a kind of button; `point` is a point of a figure"
-        self.observe(lambda change: change.new.get("do") == do and answer(change.new), "clicked")
+# %% ../../nbs/api/explore/87_widgets.ipynb #90dd4b41
+@patch
+def on(self: Page, do: str, answer) -> None:
+    "Call a function with each click on a kind of button; `point` is a point of a figure"
+    self.observe(lambda change: change.new.get("do") == do and answer(change.new), "clicked")
 
 # %% ../../nbs/api/explore/87_widgets.ipynb #c050ef23
 _NARROW = dict(width="320px")  # at most: less where there is less room

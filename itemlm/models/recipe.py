@@ -34,7 +34,7 @@ def _check_model(config: ModelConfig) -> None:
         if entry.type in (int, "int") and value != int(value):
             raise ValueError(f"{entry.name}={value!r} must be a whole number")
 
-# %% ../../nbs/api/models/33_recipe.ipynb #69ed296f
+# %% ../../nbs/api/models/33_recipe.ipynb #11a1d19d
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     "What to train and how"
@@ -64,10 +64,9 @@ class TrainingConfig:
         checked = {
             name: whole_number(name, vars(self)[name], least, MOST_SEED if name == "seed" else None) for name, least in counts.items()
         }
-        checked |= {name: number_between(name, vars(self)[name]) for name in ("weight_decay", "clip", "neighbour_labels")}
-        if self.neighbour_labels > 1:
-            raise ValueError(f"neighbour_labels={self.neighbour_labels} must be from 0, nothing of a label, to 1, as much as the votes say")
+        checked |= {name: number_between(name, vars(self)[name]) for name in ("weight_decay", "clip")}
         checked |= {"lr": number_between("lr", self.lr, low_too=False), "warmup": number_between("warmup", self.warmup, high=1)}
+        checked |= {"neighbour_labels": number_between("neighbour_labels", self.neighbour_labels, high=1 + 1e-9)}
         vars(self).update(checked)  # a frozen one: as plain numbers, whatever library they came from
         _check_model(self.model)
         described(self.loss)  # a loss that cannot be named is refused here

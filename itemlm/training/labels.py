@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ITEMS', 'KEPT', 'SHRINK', 'DECAY', 'takes_votes', 'NeighbourLabels', 'loss_of']
 
-# %% ../../nbs/api/training/51_labels.ipynb #723a5ab8
+# %% ../../nbs/api/training/51_labels.ipynb #f3d72410
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..data.split import Split
@@ -17,7 +18,7 @@ from ..data.tokenizer import ItemTokenizer
 from ..models.base import SequenceModel
 from ..models.counting import SequentialKNN
 
-# %% ../../nbs/api/training/51_labels.ipynb #a2a20d69
+# %% ../../nbs/api/training/51_labels.ipynb #b20ed25e
 def takes_votes(
     model: SequenceModel,
 ) -> bool:
@@ -28,7 +29,7 @@ def takes_votes(
         table = model.item_table()
     return table is not None and len(table) == model.config.n_items
 
-
+# %% ../../nbs/api/training/51_labels.ipynb #05b9967f
 ITEMS, KEPT, SHRINK, DECAY = 3, 30, 5.0, 0.6  # last items that vote, neighbours of each, the rest as of `SequentialKNN`
 
 
@@ -52,17 +53,19 @@ class NeighbourLabels:
         self.votes[row + self.n_special, place] = counted.weights
         self.columns, self.votes = self.columns.to(model.device), self.votes.to(model.device)
 
-    def ballot(
-        self,
-        tokens: Tensor,  # (B, T + 1) right-padded with PAD
-    ) -> tuple[Tensor, Tensor]:  # columns and votes, each (N, ITEMS * KEPT), of the steps that have a target
-        "What is voted for at each step"
-        inputs, targets = self.model.training_pairs(tokens)
-        asked, steps = targets >= self.n_special, inputs.shape[1]
-        last = [F.pad(inputs, (age, 0))[:, :steps][asked] for age in range(ITEMS)]
-        shares = torch.tensor([DECAY**age for age in range(ITEMS)], device=tokens.device)
-        votes = torch.cat([self.votes[items] * share for items, share in zip(last, shares / shares.sum())], 1)
-        return torch.cat([self.columns[items] for items in last], 1), votes
+# %% ../../nbs/api/training/51_labels.ipynb #d25b0672
+@patch
+def ballot(
+    self: NeighbourLabels,
+    tokens: Tensor,  # (B, T + 1) right-padded with PAD
+) -> tuple[Tensor, Tensor]:  # columns and votes, each (N, ITEMS * KEPT), of the steps that have a target
+    "What is voted for at each step"
+    inputs, targets = self.model.training_pairs(tokens)
+    asked, steps = targets >= self.n_special, inputs.shape[1]
+    last = [F.pad(inputs, (age, 0))[:, :steps][asked] for age in range(ITEMS)]
+    shares = torch.tensor([DECAY**age for age in range(ITEMS)], device=tokens.device)
+    votes = torch.cat([self.votes[items] * share for items, share in zip(last, shares / shares.sum())], 1)
+    return torch.cat([self.columns[items] for items in last], 1), votes
 
 # %% ../../nbs/api/training/51_labels.ipynb #27e92fad
 def loss_of(
