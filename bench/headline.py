@@ -1,7 +1,7 @@
 """The figures that the front page states, out of the recorded runs: means over seeds, strict leave-one-out, into `record.json`.
 
-papermill nbs/compare.ipynb out.ipynb -p datasets beauty -p models item_lm,item_lm_knn,sequential_knn -p minutes 60 -p records bench/results
-python bench/headline.py     # no training: reads bench/results/runs.jsonl and tests.jsonl
+python bench/neighbours.py beauty item_lm 0 1 2    # what is not recorded yet; others with papermill nbs/compare.ipynb
+python bench/headline.py                           # no training: reads bench/results/runs.jsonl and tests.jsonl
 """
 
 import json
@@ -11,24 +11,21 @@ from record import RESULTS, reached, record, runs
 
 SETS = {"beauty": "small", "toys": "small", "sports": "small", "ml-1m": "long_history"}  # and the preset of each
 ROWS = {"id": "item_lm_knn", "single": "item_lm", "sasrec": "sasrec_ce", "knn": "sequential_knn"}
-TEXT = ("hierarchy", "item_plus_text", "hierarchy_knn")  # the better one by validation
+TEXT = ("hierarchy", "item_plus_text", "hierarchy_knn")  # the best one by validation
 NOTES = (
     "Test part, strict leave-one-out, whole catalogue ranked, seen items dropped, ties as in the file; mean over the seeds in _seeds. "
-    "id: ItemLM mixed with sequential neighbours; single: ItemLM, one network, which shares its labels with what neighbours vote for where "
-    "its preset says so; text: the best of hierarchy, item + text and hierarchy with neighbours on the validation part; sasrec: SASRec "
+    "id: ItemLM mixed with sequential neighbours; single: ItemLM, one network; "
+    "text: the best of hierarchy, item + text and hierarchy with neighbours on the validation part; sasrec: SASRec "
     "with full cross-entropy, from random rows; knn: sequential item kNN. _p: paired test over users from tests.jsonl, "
-    "where both were trained on one machine. beauty_id_sd: between seeds. _seconds: training and report of a run, mean over seeds. "
+    "where both were trained on one machine. beauty_id_sd: between seeds. _seconds: training and report of a run, mean over seeds, "
+    "one thread, other work beside. beauty_default: what `make train DATASET=beauty` trains, ItemLM alone. "
     "A figure that is not here was not measured."
 )
 
 
 def of(dataset: str, model: str, preset: str) -> list[dict]:
-    "The recorded runs of a model, one a seed"
-    return runs(dataset=dataset, model=model, preset=preset, protocol="leave_one_out", ties="as_is")
-
-
-def strict(found: list[dict]) -> list[dict]:
-    "Without those that were trained on the validation part as well"
+    "The recorded strict runs of a model, one a seed"
+    found = runs(dataset=dataset, model=model, preset=preset, protocol="leave_one_out", ties="as_is")
     return [run for run in found if "refit" not in run["params"]]
 
 
@@ -37,12 +34,9 @@ def figures(dataset: str, preset: str) -> dict[str, float]:
     known = {}
     chosen = max(TEXT, key=lambda model: max((reached(run, "ndcg@10", "valid") for run in of(dataset, model, "small")), default=0))
     for name, model in {**ROWS, "text": chosen}.items():
-        found = of(dataset, model, "small" if name == "text" else preset)
-        for refit, some in (("", strict(found)), ("_refit", [run for run in found if run not in strict(found)])):
-            if some and not (refit and name != "id"):
-                label = f"{dataset}_refit" if refit else f"{dataset}_{name}"
-                known |= {f"{label}_{metric}": mean(reached(run, metric) for run in some) for metric in ("ndcg@10", "recall@10")}
-                known[f"{label}_seeds"] = len(some)
+        if found := of(dataset, model, "small" if name == "text" else preset):
+            known |= {f"{dataset}_{name}_{metric}": mean(reached(run, metric) for run in found) for metric in ("ndcg@10", "recall@10")}
+            known[f"{dataset}_{name}_seeds"] = len(found)
     return known | gain(dataset, preset)
 
 
@@ -60,7 +54,7 @@ def gain(dataset: str, preset: str) -> dict[str, float]:
 def beauty() -> dict[str, float]:
     "What is stated of Beauty alone"
     seconds = lambda run: run["seconds"]["fit"] + run["seconds"].get("evaluate", 0)
-    mixed, default = strict(of("beauty", "item_lm_knn", "small")), strict(of("beauty", "item_lm", "small"))
+    mixed, default = of("beauty", "item_lm_knn", "small"), of("beauty", "item_lm", "small")
     found = {"beauty_id_sd": stdev(reached(run, "ndcg@10") for run in mixed)} if len(mixed) > 1 else {}
     found |= {"beauty_id_seconds": mean(map(seconds, mixed))} if mixed else {}
     if default:

@@ -272,7 +272,7 @@ def go_on(
     except Timeout:
         raise ValueError(f"another process searches in {self.folder}: wait for it, or give another runs_dir") from None
 
-# %% ../nbs/api/76_tuning.ipynb #9bbbf437
+# %% ../nbs/api/76_tuning.ipynb #93186da3
 @patch
 def try_next(self: Search, minutes: float, verbose: bool) -> bool:  # False: the time was up before the trial's end
     "Train the trial that is next, and write down what it came to"
@@ -283,6 +283,8 @@ def try_next(self: Search, minutes: float, verbose: bool) -> bool:  # False: the
     try:
         found = self.try_values(values, trial, minutes)
     except (ValueError, FloatingPointError) as error:  # values that contradict each other, or a rate that diverges
+        if not self.told():  # not even the preset can be trained
+            raise
         found = {"state": "failed", "why": str(error)}
     if found is None:
         return False
@@ -318,11 +320,11 @@ def table(self: Search) -> Table:
     note = f"{self.asked.validation} validation part, seen items dropped; the test part was not looked at"
     return Table(head=head, rows=shown, title=f"{self.asked.model} on {self.parts.events.name}", note=note, texts=len(names))
 
-# %% ../nbs/api/76_tuning.ipynb #4e121766
+# %% ../nbs/api/76_tuning.ipynb #9d027911
 @patch
 def command(self: Search) -> str:
     "The run with the winner's settings on the whole training part, as a shell reads it"
-    asked = replace(_with(self.base, self.winner() or {}), seed=self.asked.seed)
+    asked = _with(self.base, self.winner() or {})
     given = {
         name: value
         for name, value in asked.deciding().items()
