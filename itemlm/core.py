@@ -33,7 +33,7 @@ def path_of(path: str | Path) -> Path:
     except RuntimeError:
         raise ValueError(f"{path}: there is no such user here; write the path of the folder, or ./{path} for one of that name") from None
 
-# %% ../nbs/api/00_core.ipynb #b05d7aa8
+# %% ../nbs/api/00_core.ipynb #4427b72a
 def _is_finite(value: object) -> bool:
     "Is it a number, neither NaN nor infinite?"
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)  # of any length
@@ -58,12 +58,13 @@ def number_between(
     value: object,
     low: float = 0.0,
     high: float = math.inf,
-    low_too: bool = True,  # low itself is allowed; high never is
+    low_too: bool = True,  # low itself is allowed
+    high_too: bool = False,  # high itself is allowed
 ) -> float:
-    "A finite number from `low` to below `high`, or one clear error"
-    if not _is_finite(value) or not (low <= value < high) or (value == low and not low_too):
+    "A finite number from `low` to `high`, or one clear error"
+    if not _is_finite(value) or not (low <= value <= high) or (value == low and not low_too) or (value == high and not high_too):
         ends = f" {'at least' if low_too else 'above'} {low:g}" if low > -math.inf else ""
-        ends += f" and below {high:g}" if high < math.inf else ""
+        ends += f" and {'at most' if high_too else 'below'} {high:g}" if high < math.inf else ""
         raise ValueError(f"{name}={value!r} must be a finite number{ends}")
     return value.item() if isinstance(value, np.number) else value
 

@@ -34,7 +34,7 @@ def _check_model(config: ModelConfig) -> None:
         if entry.type in (int, "int") and value != int(value):
             raise ValueError(f"{entry.name}={value!r} must be a whole number")
 
-# %% ../../nbs/api/models/33_recipe.ipynb #11a1d19d
+# %% ../../nbs/api/models/33_recipe.ipynb #f4a50991
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     "What to train and how"
@@ -66,7 +66,7 @@ class TrainingConfig:
         }
         checked |= {name: number_between(name, vars(self)[name]) for name in ("weight_decay", "clip")}
         checked |= {"lr": number_between("lr", self.lr, low_too=False), "warmup": number_between("warmup", self.warmup, high=1)}
-        checked |= {"neighbour_labels": number_between("neighbour_labels", self.neighbour_labels, high=1 + 1e-9)}
+        checked |= {"neighbour_labels": number_between("neighbour_labels", self.neighbour_labels, high=1, high_too=True)}
         vars(self).update(checked)  # a frozen one: as plain numbers, whatever library they came from
         _check_model(self.model)
         described(self.loss)  # a loss that cannot be named is refused here
