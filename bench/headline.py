@@ -18,7 +18,8 @@ NOTES = (
     "text: the best of hierarchy, item + text and hierarchy with neighbours on the validation part; sasrec: SASRec "
     "with full cross-entropy, from random rows; knn: sequential item kNN. _p: paired test over users from tests.jsonl, "
     "where both were trained on one machine. beauty_id_sd: between seeds. _seconds: training and report of a run, mean over seeds, "
-    "one thread, other work beside. beauty_default: what `make train DATASET=beauty` trains, ItemLM alone. "
+    "one thread, other work beside; those of the mixture lack the mixing, 17 s of one thread on Beauty, measured once. "
+    "beauty_default: what `make train DATASET=beauty` trains, ItemLM alone. "
     "A figure that is not here was not measured."
 )
 
