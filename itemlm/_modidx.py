@@ -2535,6 +2535,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'itemlm.tuning._counted_row': ('api/tuning.html#_counted_row', 'itemlm/tuning.py'),
                                'itemlm.tuning._distribution': ('api/tuning.html#_distribution', 'itemlm/tuning.py'),
                                'itemlm.tuning._fields_of': ('api/tuning.html#_fields_of', 'itemlm/tuning.py'),
+                               'itemlm.tuning._nearest': ('api/tuning.html#_nearest', 'itemlm/tuning.py'),
                                'itemlm.tuning._preset_values': ('api/tuning.html#_preset_values', 'itemlm/tuning.py'),
                                'itemlm.tuning._recovered': ('api/tuning.html#_recovered', 'itemlm/tuning.py'),
                                'itemlm.tuning._text': ('api/tuning.html#_text', 'itemlm/tuning.py'),

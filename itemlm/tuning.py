@@ -126,7 +126,7 @@ class TuneParameters(DataParameters):
         if not (math.isfinite(self.minutes) and self.minutes >= 0) or self.trials < 0:
             raise ValueError(f"parameters minutes={self.minutes} and trials={self.trials} must not be negative")
 
-# %% ../nbs/api/76_tuning.ipynb #63ca50ed
+# %% ../nbs/api/76_tuning.ipynb #462a3f4e
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Search:
     "A search for settings: its question, its data, its folder and Optuna's study"
@@ -155,7 +155,12 @@ def _with_preset(space: dict[str, Any], preset: dict[str, object]) -> dict[str, 
     more = {name: known for name, known in choices.items() if str(preset[name]) not in known}
     return space | {name: type(space[name])([str(preset[name]), *known]) for name, known in more.items()}
 
-# %% ../nbs/api/76_tuning.ipynb #8f97522a
+
+def _nearest(one: Any, value: object) -> object:
+    "What Optuna is told of a preset's value that lies outside its range, such as no weight decay"
+    return str(value) if hasattr(one, "choices") else min(max(value, one.low), one.high)
+
+# %% ../nbs/api/76_tuning.ipynb #5a517377
 def open_search(asked: TuneParameters) -> Search:
     "The search with these parameters, where it stopped"
     optuna = optional("optuna", "tune")
@@ -180,7 +185,7 @@ def open_search(asked: TuneParameters) -> Search:
     study.sampler = optuna.samplers.TPESampler(seed=(asked.seed * 1_000_003 + known) % 2**32)  # goes on, and does not draw the same again
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
     if not known:
-        study.enqueue_trial({name: str(preset[name]) if hasattr(one, "choices") else preset[name] for name, one in space.items()})
+        study.enqueue_trial({name: _nearest(one, preset[name]) for name, one in space.items()}, user_attrs={"preset": True})
     return Search(asked=asked, base=base, parts=parts, space=space, folder=folder, study=study)
 
 # %% ../nbs/api/76_tuning.ipynb #6711ba23
@@ -237,7 +242,7 @@ def try_values(
     figures = {name: best[name] for name in ("ndcg@10", "recall@10")}
     return {"state": state, **figures, "epoch": best["epoch"], "epochs": log[-1]["epoch"], "seconds": log[-1]["seconds"]}
 
-# %% ../nbs/api/76_tuning.ipynb #1e5d1515
+# %% ../nbs/api/76_tuning.ipynb #5236e9b5
 TRIALS = "trials.jsonl"  # a line a trial, in the search's folder
 
 
@@ -245,7 +250,7 @@ def _recovered(search: Search) -> None:
     "Put what was cut off at the head of the queue"
     state = optional("optuna.trial", "tune").TrialState
     for one in search.study.get_trials(deepcopy=False, states=(state.RUNNING,)):
-        search.study.enqueue_trial(one.params)
+        search.study.enqueue_trial(one.params, user_attrs=one.user_attrs)
         search.study.tell(one.number, state=state.FAIL)
 
 # %% ../nbs/api/76_tuning.ipynb #136200f6
@@ -272,12 +277,13 @@ def go_on(
     except Timeout:
         raise ValueError(f"another process searches in {self.folder}: wait for it, or give another runs_dir") from None
 
-# %% ../nbs/api/76_tuning.ipynb #93186da3
+# %% ../nbs/api/76_tuning.ipynb #bd751c0d
 @patch
 def try_next(self: Search, minutes: float, verbose: bool) -> bool:  # False: the time was up before the trial's end
     "Train the trial that is next, and write down what it came to"
     trial, kinds = self.study.ask(self.space), optional("optuna.trial", "tune").TrialState
-    values = {name: _text(value) for name, value in trial.params.items()}
+    given = _preset_values(self.base) if trial.user_attrs.get("preset") else trial.params
+    values = {name: _text(given[name]) for name in self.space}
     if verbose:
         print(f"trial {len(self.told()) + 1}: {text_of_pairs(values)}", flush=True)
     try:
