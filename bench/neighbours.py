@@ -2,6 +2,7 @@
 
     python bench/neighbours.py beauty item_lm 0 1 2          # data, model, seeds; trains where no run is here
     python bench/neighbours.py ml-1m item_lm 0 long_history
+    python bench/neighbours.py beauty item_lm_ensemble 0    # two networks; with neighbours and the time prior, item_lm_full
 
 `-p model item_lm_knn` trains the same network once more and ends at the same figures: the votes play no part before the last step.
 """
@@ -28,10 +29,14 @@ def recorded(asked: TrainParameters) -> bool:
     return any(one["params"] == asked.deciding() for one in read_records(RESULTS / "runs.jsonl"))
 
 
+MIXED = {"item_lm_ensemble": ("item_lm_full", dict(time_prior=None))}  # of others: model_knn, without a time prior
+
+
 def both(dataset: str, model: str, seed: int, preset: str) -> None:
     "Train, or open, a network; mix it; report and record what is not recorded"
     asked = lambda name: TrainParameters(dataset=dataset, model=name, seed=seed, preset=preset, device="cpu")
-    alone, mixed = asked(model), asked(f"{model}_knn")
+    name, how = MIXED.get(model, (f"{model}_knn", {}))
+    alone, mixed = asked(model), asked(name)
     job = finish_run(alone)
     if not recorded(alone):
         append_record(RESULTS / "runs.jsonl", record_of(job))
@@ -41,7 +46,7 @@ def both(dataset: str, model: str, seed: int, preset: str) -> None:
     log = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
     started = time.perf_counter()
     with claim_run(other.folder, other.identity, params=mixed.deciding()) as folder:
-        together = mix(rec, job.parts)
+        together = mix(rec, job.parts, **how)
         together.log = log
         write_run(together, folder, finished=True)
     other.seconds["fit"] = log[-1]["seconds"] + time.perf_counter() - started

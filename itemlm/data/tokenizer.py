@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PAD', 'UNK', 'MASK', 'SEPARATOR', 'Sequences', 'ItemTokenizer']
 
-# %% ../../nbs/api/data/15_tokenizer.ipynb #cb124627
+# %% ../../nbs/api/data/15_tokenizer.ipynb #1df4ffb6
 import json
 import re
 import weakref
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,30 @@ from tokenizers.pre_tokenizers import Split as SplitOn
 from ..core import Ragged, atomic_write
 from .split import Split
 
-# %% ../../nbs/api/data/15_tokenizer.ipynb #d51bb893
+# %% ../../nbs/api/data/15_tokenizer.ipynb #f4930f7e
 PAD, UNK, MASK = 0, 1, 2  # the first special tokens
 
 
+@dataclass(frozen=True, eq=False)
 class Sequences(Ragged):
     "Users' items as tokens: rows of different length, end to end"
+
+    latest: np.ndarray | None = None  # (B,) Unix seconds of each row's newest event, 0 = not known; None = of none
+
+    def take(
+        self,
+        rows: np.ndarray,  # row numbers, or a mask of the rows
+    ) -> "Sequences":
+        "Some of the rows, in the order asked"
+        taken = super().take(rows)
+        return taken if self.latest is None else replace(taken, latest=self.latest[np.asarray(rows)] if len(rows) else self.latest[:0])
+
+    def head(
+        self,
+        lengths: int | np.ndarray,  # one number, or one a row
+    ) -> "Sequences":
+        "The first `lengths` values of each row, and no moment: the newest event is another"
+        return replace(super().head(lengths), latest=None)
 
     @property
     def tokens(self) -> np.ndarray:  # (N,) int32

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODELS', 'SIZES', 'named', 'trains', 'preset']
 
-# %% ../../nbs/api/models/37_presets.ipynb #20f279bb
+# %% ../../nbs/api/models/37_presets.ipynb #d36841c8
 import importlib
 import os
 import sys
@@ -13,18 +13,21 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .counting import item_knn, markov, popularity, sequential_knn, symmetric_knn
+from .ensemble import ensemble, item_lm_ensemble
 from .item_lm import long_history, small, tiny
-from .mixture import item_lm_knn, with_neighbours
+from .mixture import item_lm_full, item_lm_knn, with_neighbours
 from .neural import bert4rec, gru4rec, hstu, sasrec, sasrec_bce
 from .recipe import TrainingConfig
 from .text.content_knn import content_knn
 from .text.generative import text_beam
 from .text.rows import hierarchy, item_plus_text
 
-# %% ../../nbs/api/models/37_presets.ipynb #c68bc828
+# %% ../../nbs/api/models/37_presets.ipynb #9158f579
 MODELS = {
     "item_lm": small,
     "item_lm_knn": item_lm_knn,
+    "item_lm_ensemble": item_lm_ensemble,
+    "item_lm_full": item_lm_full,
     "popularity": popularity,
     "markov": markov,
     "item_knn": item_knn,
@@ -84,7 +87,15 @@ def _long_variant(recipe: TrainingConfig) -> TrainingConfig:
         return recipe
     return replace(recipe, model=recipe.model.with_known(dropout=model.dropout, max_len=model.max_len), batch=batch)
 
-# %% ../../nbs/api/models/37_presets.ipynb #2418c261
+# %% ../../nbs/api/models/37_presets.ipynb #ecc2a104
+_FAMILY = {  # sizes of its own; what each name makes of one
+    "item_lm": lambda own: own,
+    "item_lm_knn": with_neighbours,
+    "item_lm_ensemble": ensemble,
+    "item_lm_full": lambda own: with_neighbours(ensemble(own), time_prior=None),
+}
+
+
 def preset(
     model: str,  # of `MODELS`, or "module:function" that returns a recipe
     size: str = "small",  # small | long_history | tiny
@@ -96,9 +107,8 @@ def preset(
         )
     if model not in MODELS and ":" not in model:
         raise ValueError(f"there is no model {model!r}: it is one of {', '.join(MODELS)}, or your own as module:function")
-    if model in ("item_lm", "item_lm_knn"):
-        own = {"small": small, "long_history": long_history, "tiny": tiny}[size]()
-        return own if model == "item_lm" else with_neighbours(own)
+    if model in _FAMILY:
+        return _FAMILY[model]({"small": small, "long_history": long_history, "tiny": tiny}[size]())
     recipe = MODELS[model]() if model in MODELS else named(model, "preset")()
     if not isinstance(recipe, TrainingConfig):
         raise ValueError(f"preset {model!r} must return a TrainingConfig; it returned {type(recipe).__name__}")

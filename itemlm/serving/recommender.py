@@ -6,7 +6,7 @@
 __all__ = ['SEEN', 'SEEN_RULES', 'Recommender', 'known_items', 'PartRanks', 'vocabulary_hash', 'model_hash', 'write_run', 'load',
            'new_item_rows']
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #d5f8cb0a
+# %% ../../nbs/api/serving/55_recommender.ipynb #05348c27
 import errno
 import hashlib
 import json
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from ..core import Ragged, atomic_write, content_hash, file_hash, memory_budget, path_of, resolve_device, versions, whole_number
 from ..data.events import words_of
 from ..data.readers import savable, usual_name
-from ..data.split import Part, Split
+from ..data.split import Part, Split, latest_times
 from ..data.tokenizer import SEPARATOR, ItemTokenizer, Sequences
 from ..metrics.ranks import Ranks, drop_seen, target_ranks
 from ..models.base import SequenceModel, check_savable, class_name, find_class
@@ -114,7 +114,7 @@ def from_split(
         data=data | {"interactions": events.n_interactions, "split": parts.protocol.get("split")} | training,
     )
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #fddaa1e2
+# %% ../../nbs/api/serving/55_recommender.ipynb #e940a16d
 def known_items(
     histories: Ragged,  # of tokens
     tokenizer: ItemTokenizer,
@@ -128,7 +128,7 @@ def known_items(
         advice = "encode the history with this recommender's tokenizer"
         raise ValueError(f"history {row} holds token {tokens[wrong[0]]}, but the vocabulary has tokens 0 to {last}: {advice}")
     known = tokens >= tokenizer.n_special
-    return Sequences(tokens[known], np.append(0, known.cumsum())[histories.offsets])
+    return Sequences(tokens[known], np.append(0, known.cumsum())[histories.offsets], getattr(histories, "latest", None))
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #162e9a63
 @patch
@@ -264,7 +264,7 @@ def topk(
     columns, values = self._search(tokens, k, seen, bound, batch)
     return np.append(self.tokenizer.items, "")[columns], values  # column -1 is the "" at the end
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #b4e2ae0c
+# %% ../../nbs/api/serving/55_recommender.ipynb #33ceef16
 @patch
 def titles(self: Recommender, ids: np.ndarray) -> np.ndarray:  # raw ids -> titles
     'Titles of items; "" where there is none'
@@ -292,7 +292,15 @@ def history(
     users: list[str],  # raw user ids
 ) -> Ragged:  # tokens, oldest first
     "All that is known of some users"
-    return self.histories.take(self._rows_of(users))
+    return self._history_of(self._rows_of(users))
+
+
+@patch
+def _history_of(self: Recommender, rows: np.ndarray) -> Sequences:
+    "Their whole histories, and when each one's newest event was"
+    histories, ends = self.histories.take(rows), self.histories.offsets[np.asarray(rows) + 1]
+    latest = np.where(histories.lengths > 0, self.times[ends - 1], 0) if len(self.times) else None
+    return Sequences(histories.values, histories.offsets, latest)
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #b6ebb5b0
 @patch
@@ -308,7 +316,7 @@ def _table(self: Recommender, columns: np.ndarray, values: np.ndarray, names: np
     ids = self.tokenizer.items[columns[rows, ranks]]
     return item_frame({"user": names[rows], "rank": ranks + 1, "item": ids, "title": self.titles(ids), "score": values[rows, ranks]})
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #1d7e2b71
+# %% ../../nbs/api/serving/55_recommender.ipynb #32b02f27
 @patch
 @delegates(rules_of)
 def recommend(
@@ -330,7 +338,7 @@ def recommend(
         return self._table(columns, values, np.array([""])).drop(columns="user")
     rows, names = self._rows_of(users), np.asarray(users)
     bound = rules.bind(self.items, names, len(rows))
-    return self._table(*self._search(self.histories.take(rows), k, seen, bound, times=self._times_of(rows)), names)
+    return self._table(*self._search(self._history_of(rows), k, seen, bound, times=self._times_of(rows)), names)
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #18758e3f
 def _check_target(path: Path, overwrite: bool) -> Path:
@@ -355,7 +363,7 @@ def _list_table(columns: np.ndarray, values: np.ndarray, users: pa.Array, items:
     found = [users.take(pa.array(rows)), pa.array(ranks + 1, pa.int32()), items.take(pa.array(columns[rows, ranks])), values[rows, ranks]]
     return pa.table(found, schema=_LISTS)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #117bfab7
+# %% ../../nbs/api/serving/55_recommender.ipynb #67d8a0c5
 @patch
 @delegates(rules_of)
 def recommend_all(
@@ -384,7 +392,7 @@ def recommend_all(
         with pq.ParquetWriter(part, _LISTS) as writer:
             for some in np.split(np.arange(len(rows)), range(step, len(rows), step)):
                 own = rows[some]
-                found = self._search(self.histories.take(own), k, seen, bound.take(some), times=self._times_of(own))
+                found = self._search(self._history_of(own), k, seen, bound.take(some), times=self._times_of(own))
                 writer.write_table(_list_table(*found, pa.array(names[some], pa.string()), items))
                 bar.update(len(some))
         if path.exists() and not overwrite:
@@ -437,13 +445,14 @@ def similar(
     columns, values = bound.lists(cosines.masked_fill(torch.isneginf(cosines), -1.0)[None], k, out, np.arange(1))
     return self._table(columns, values, np.array([""])).drop(columns="user")
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #a41aae3e
+# %% ../../nbs/api/serving/55_recommender.ipynb #8c0423b6
 @patch
 def part_columns(self: Recommender, parts: Split, part: Part) -> tuple[Sequences, np.ndarray]:
     "Histories of a part as tokens and its targets as columns, -1 for a target outside the vocabulary"
     raw_ids = parts.events.items.index
     targets = self.tokenizer.encode_codes(Ragged(part.targets, np.arange(len(part.targets) + 1)), raw_ids).values
-    return self.tokenizer.encode_codes(part.histories, raw_ids), np.maximum(targets - self.tokenizer.n_special, -1)
+    read = self.tokenizer.encode_codes(part.histories, raw_ids)
+    return replace(read, latest=latest_times(parts.events, part)), np.maximum(targets - self.tokenizer.n_special, -1)
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #ae8d64d6
 @patch

@@ -17,21 +17,22 @@ from ..models.counting import SequentialKNN
 from ..models.mixture import Mixture, MixtureConfig
 from ..serving.recommender import Recommender
 
-# %% ../../nbs/api/training/56_mix.ipynb #3071585f
+# %% ../../nbs/api/training/56_mix.ipynb #c11e29f2
 def mix(
     rec: Recommender,  # of a trained network; stays as it is
     parts: Split,  # that it was trained on
     neighbours: SequentialKNN.Config | None = None,  # None = as `sequential_knn()` has them
     weight: float = 0.0,  # of the neighbours' probabilities; 0 = chosen on the validation part
+    time_prior: float | None = 0.0,  # power of what was popular around the newest event; None = chosen likewise
 ) -> Recommender:
     "The same recommender with sequential neighbours mixed in"
     tokenizer = ItemTokenizer.from_split(parts)
     if not np.array_equal(rec.tokenizer.items, tokenizer.items):
         raise ValueError(f"{parts.events.name} as it is split here is not what this recommender was trained on: its items are others")
-    sizes = dict(n_items=rec.n_items, n_special=tokenizer.n_special)
-    config = MixtureConfig(network=rec.model.config, neighbours=neighbours or SequentialKNN.Config(), weight=weight, **sizes)
+    chosen = dict(neighbours=neighbours or SequentialKNN.Config(), weight=weight, time_prior=time_prior)
+    config = MixtureConfig(network=rec.model.config, n_items=rec.n_items, n_special=tokenizer.n_special, **chosen)
     model = Mixture(config, copy.deepcopy(rec.model))
-    model.neighbours.setup(parts, tokenizer)
+    model.recount(parts, tokenizer)
     mixed = replace(rec, model=model.to(rec.model.device).eval())
     mixed.calibrate(parts)
     return mixed
