@@ -44,7 +44,7 @@ def rotate(
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
-# %% ../../nbs/api/models/30_layers.ipynb #1069a533
+# %% ../../nbs/api/models/30_layers.ipynb #de92a241
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     "Sizes and kinds of a decoder block"
@@ -56,10 +56,11 @@ class BlockConfig:
     dropout: float = 0.4  # after each half of a block
     attention_dropout: float = 0.0  # share of the attention weights that a training step leaves out
     norm: str = "rms"  # rms | layer
+    norm_place: str = "pre"  # pre (in front of each half) | post (of each sum, as in the first transformers)
     feed_forward: str = "swiglu"  # swiglu | gelu
 
     def __post_init__(self):
-        for field, valid in (("norm", ("rms", "layer")), ("feed_forward", ("swiglu", "gelu"))):
+        for field, valid in (("norm", ("rms", "layer")), ("norm_place", ("pre", "post")), ("feed_forward", ("swiglu", "gelu"))):
             if vars(self)[field] not in valid:
                 raise ValueError(f"{field}={vars(self)[field]!r} is not one of {', '.join(valid)}")
         for field in ("width", "heads", "kv_heads", "hidden"):
@@ -166,7 +167,7 @@ class GELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
         return self.down_proj(F.gelu(self.up_proj(x)))
 
-# %% ../../nbs/api/models/30_layers.ipynb #06f852a5
+# %% ../../nbs/api/models/30_layers.ipynb #8b242346
 def make_norm(
     config: BlockConfig,
     gain: bool = True,  # learn one factor a channel
@@ -177,14 +178,14 @@ def make_norm(
 
 
 class Block(nn.Module):
-    "Pre-norm residual block: attention mixes steps, the feed-forward thinks about each"
+    "Residual block: attention mixes steps, the feed-forward thinks about each"
 
     def __init__(self, config: BlockConfig):
         super().__init__()
         self.input_layernorm, self.self_attn = make_norm(config), Attention(config)
         self.post_attention_layernorm = make_norm(config)
         self.mlp = SwiGLU(config) if config.feed_forward == "swiglu" else GELU(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.post = nn.Dropout(config.dropout), config.norm_place == "post"
 
     def forward(
         self,
@@ -192,5 +193,8 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         cache: KeyValues | None = None,
     ) -> Tensor:  # (B, T, D)
+        if self.post:
+            x = self.input_layernorm(x + self.dropout(self.self_attn(x, rotary, cache)))
+            return self.post_attention_layernorm(x + self.dropout(self.mlp(x)))
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, cache))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))

@@ -1,0 +1,82 @@
+"""ItemLM with one part at a time taken back to what SASRec has, and with all of them: the same epochs, batches and rates.
+
+    python bench/ablation.py beauty 0                 # data, seed; goes on where it stopped
+    python bench/ablation.py beauty 0 dot_head gelu   # these parts
+
+A row a variant in `bench/results/ablation.jsonl`: its figures on the validation and the test part, and its difference to ItemLM of the
+same seed on the same users, with a 95 % interval and a permutation test. The page "Which parts carry the gain" shows them.
+"""
+
+import json
+import os
+import sys
+from datetime import UTC, datetime
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch
+
+import torch
+from record import RESULTS, commit, machine
+
+from itemlm.core import atomic_write
+from itemlm.evaluation.report import read_report
+from itemlm.jobs import Job, TrainParameters
+from itemlm.metrics.statistics import paired_difference
+from itemlm.study import finish_run, read_records
+
+PARTS = {  # what is changed, as -p settings says it
+    "random_start": "init=random",
+    "dot_head": "model.head=dot",
+    "layer_norm": "model.norm=layer",
+    "post_norm": "model.norm_place=post",
+    "learned_positions": "model.position=learned",
+    "gelu": "model.feed_forward=gelu, model.hidden=64",  # SASRec's feed-forward is as wide as its rows
+    "no_weight_decay": "weight_decay=0",
+}
+OTHERS = {  # not SASRec's, and asked about
+    "no_positions": "model.position=none",
+    "attention_dropout": "model.attention_dropout=0.4",
+    "like_lengths": "bucket=False",
+    "one_block": "model.layers=1",
+    "four_blocks": "model.layers=4",
+    "eight_blocks": "model.layers=8",
+    "width_128": "model.width=128, model.hidden=336",
+    "sampled_bce": "loss=bce",
+}
+VARIANTS = {"item_lm": "", **PARTS, "all_of_sasrec": ", ".join(PARTS.values()), **OTHERS}
+FILE = RESULTS / "ablation.jsonl"
+
+
+def run(dataset: str, variant: str, seed: int) -> Job:
+    "The finished, reported run of a variant"
+    size = "long_history" if dataset == "ml-1m" else "small"
+    return finish_run(TrainParameters(dataset=dataset, model="item_lm", preset=size, seed=seed, settings=VARIANTS[variant], device="cpu"))
+
+
+def row(dataset: str, variant: str, seed: int) -> dict:
+    "What is recorded of a variant"
+    job, base = run(dataset, variant, seed), run(dataset, "item_lm", seed)
+    report, other = read_report(job.folder), read_report(base.folder)
+    log = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    ends = {f"{part}_{name}": report.metric(name, part)["mean"] for part in ("valid", "test") for name in ("ndcg@10", "recall@10")}
+    found = paired_difference(*(one.user_values("ndcg@10", "test").to_numpy() for one in (report, other)), seed=seed)
+    against = dict(difference=found.mean, lo=found.lo, hi=found.hi, p=found.p, users=found.n)
+    known = dict(dataset=dataset, variant=variant, seed=seed, settings=VARIANTS[variant], date=datetime.now(UTC).date().isoformat())
+    cost = dict(epochs=log[-1]["epoch"], seconds=log[-1]["seconds"], machine=machine(), commit=commit())
+    return known | {name: float(f"{value:.6g}") for name, value in (ends | against).items()} | cost
+
+
+def keep(found: dict) -> None:
+    "Add a row, or put it in the place of the one that is there"
+    key = lambda one: (one["dataset"], one["seed"], list(VARIANTS).index(one["variant"]))
+    rows = [one for one in read_records(FILE) if key(one) != key(found)] + [found]
+    with atomic_write(FILE) as temporary:
+        temporary.write_text("".join(json.dumps(one) + "\n" for one in sorted(rows, key=key)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dataset, seed, *wanted = sys.argv[1:]
+    known = {(one["dataset"], one["seed"], one["variant"]) for one in read_records(FILE)}
+    for variant in wanted or VARIANTS:
+        if (dataset, int(seed), variant) not in known:
+            keep(row(dataset, variant, int(seed)))
