@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['EnsembleConfig', 'Ensemble', 'ensemble', 'item_lm_ensemble']
 
-# %% ../../nbs/api/models/38_ensemble.ipynb #77a63451
+# %% ../../nbs/api/models/38_ensemble.ipynb #05ffcf53
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
@@ -19,32 +20,47 @@ from torch import Tensor, nn
 from ..core import Ragged, whole_number
 from ..data.split import Split
 from ..data.tokenizer import ItemTokenizer
-from .base import SequenceModel
+from .base import ModelConfig, SequenceModel, find_class
 from .item_lm import small
 from .recipe import TrainingConfig
 from .wrapper import Wrapper, WrapperConfig
 
-# %% ../../nbs/api/models/38_ensemble.ipynb #1ec3680c
+# %% ../../nbs/api/models/38_ensemble.ipynb #6605a8e6
 @dataclass(frozen=True, kw_only=True)
 class EnsembleConfig(WrapperConfig):
-    "Several networks of one configuration"
+    "Several networks of one configuration, and perhaps one of another"
 
     members: int = 2  # networks
+    beside: ModelConfig | None = None  # one more network, of another kind; it reads as many items
+    beside_class: str = ""  # as run.json names it; filled in
 
     def __post_init__(self):
         whole_number("members", self.members)
         super().__post_init__()
+        if self.beside is not None:
+            other = find_class(self.beside_class).Config(**self.beside) if isinstance(self.beside, dict) else self.beside
+            kind = type(other).model_class
+            object.__setattr__(self, "beside", replace(other, n_items=self.n_items, n_special=self.n_special, max_len=self.max_len))
+            object.__setattr__(self, "beside_class", f"{kind.__module__}:{kind.__qualname__}")
+
+    def with_known(self, **wanted) -> "EnsembleConfig":
+        "The same with those of these fields that it or its networks have"
+        made = super().with_known(**wanted)
+        return made if self.beside is None else replace(made, beside=self.beside.with_known(**wanted))
 
 
 class Ensemble(Wrapper):
-    "Networks of one kind, trained side by side; their probabilities averaged"
+    "Networks trained side by side; their probabilities averaged"
 
     Config = EnsembleConfig
 
     def __init__(self, config: EnsembleConfig, network: SequenceModel | None = None):  # the first one; None = a new one, untrained
         super().__init__(config, network)
         with torch.random.fork_rng(devices=[]):  # whatever is drawn next is drawn as for one network
-            self.others = nn.ModuleList(config.network.build() for _ in range(config.members - 1))
+            kinds = [config.network] * (config.members - 1) + ([] if config.beside is None else [config.beside])
+            self.others = nn.ModuleList(kind.build() for kind in kinds)
+        if len(widths := sorted({network.table_width for network in self.networks})) > 1:
+            raise ValueError(f"the item tables of the networks are {' and '.join(map(str, widths))} wide: give both kinds one width")
 
     @property
     def networks(self) -> list[SequenceModel]:
@@ -60,7 +76,7 @@ class Ensemble(Wrapper):
         for network in self.networks:
             network.setup(parts, tokenizer)
 
-# %% ../../nbs/api/models/38_ensemble.ipynb #c84c79cb
+# %% ../../nbs/api/models/38_ensemble.ipynb #c1f7c03b
 @patch
 def start_from(self: Ensemble, directions: Tensor) -> None:
     for network in self.networks:
@@ -83,14 +99,34 @@ def scores(self: Ensemble, histories: Ragged) -> Tensor:  # (B, V) log-probabili
         mean = next(each)
         for more in each:
             torch.logaddexp(mean, more, out=mean)
-        return mean.sub_(math.log(self.config.members))
+        return mean.sub_(math.log(len(self.networks)))
 
-# %% ../../nbs/api/models/38_ensemble.ipynb #0b36b264
+# %% ../../nbs/api/models/38_ensemble.ipynb #7f40ed62
 def _joined(model: Ensemble, networks: list[SequenceModel]) -> Ensemble:
     "The same of other networks, which may know further items"
     made = model.with_network(networks[0])
     made.others = nn.ModuleList(networks[1:])
     return made.train(model.training)
+
+
+@patch
+def fingerprint(self: Ensemble, items: pd.DataFrame) -> str:
+    return " ".join(dict.fromkeys(filter(None, (network.fingerprint(items) for network in self.networks))))
+
+
+@patch
+def extendable(self: Ensemble, items: pd.DataFrame) -> np.ndarray:
+    return np.logical_and.reduce([network.extendable(items) for network in self.networks])
+
+
+@patch
+def files(self: Ensemble) -> dict[str, str]:
+    found = {}
+    for network in self.networks:
+        for name, text in network.files().items():
+            if found.setdefault(name, text) != text:
+                raise ValueError(f"two networks of this ensemble keep different texts under {name}: it cannot be saved")
+    return found
 
 
 @patch
@@ -110,13 +146,14 @@ def load_files(self: Ensemble, texts: dict[str, str], weights: dict[str, Tensor]
         prefix = f"others.{n}."
         network.load_files(texts, {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)})
 
-# %% ../../nbs/api/models/38_ensemble.ipynb #fa62c8d7
+# %% ../../nbs/api/models/38_ensemble.ipynb #61c73ba9
 def ensemble(
     recipe: TrainingConfig,  # of a network
     members: int = 2,  # networks, for as many times the cost
+    beside: ModelConfig | None = None,  # one more, of another kind
 ) -> TrainingConfig:
     "The same recipe with several networks in place of one"
-    return replace(recipe, model=EnsembleConfig(network=recipe.model, members=members))
+    return replace(recipe, model=EnsembleConfig(network=recipe.model, members=members, beside=beside))
 
 
 def item_lm_ensemble(**changes) -> TrainingConfig:

@@ -22,7 +22,7 @@ from .text.content_knn import content_knn
 from .text.generative import text_beam
 from .text.rows import hierarchy, item_plus_text
 
-# %% ../../nbs/api/models/37_presets.ipynb #9158f579
+# %% ../../nbs/api/models/37_presets.ipynb #324dcd00
 MODELS = {
     "item_lm": small,
     "item_lm_knn": item_lm_knn,
@@ -41,6 +41,7 @@ MODELS = {
     "hstu": hstu,
     "hierarchy": hierarchy,
     "hierarchy_knn": lambda: with_neighbours(hierarchy()),
+    "hierarchy_full": lambda: with_neighbours(ensemble(hierarchy(), 1, beside=small().model), time_prior=None),
     "item_plus_text": item_plus_text,
     "text_beam": text_beam,
     "content_knn": content_knn,
