@@ -1,4 +1,5 @@
-"A network with sequential neighbours: trained as it is without them, weighed by validation, saved, resumed, explained, named in a job."
+"""Models around a network (neighbours, a time prior, more networks): trained as it is without them, weighed by validation, saved, resumed,
+explained, named in a job."""
 
 import json
 from dataclasses import replace
@@ -8,15 +9,17 @@ import pandas as pd
 import pytest
 import torch
 
-from itemlm import evaluate, fit, read_events, split, tiny
+from itemlm import evaluate, fit, load, read_events, split, tiny
 from itemlm.data.tokenizer import Sequences
 from itemlm.explain import because
 from itemlm.metrics.ranks import ndcg
 from itemlm.models.counting import SequentialKNN, sequential_knn
-from itemlm.models.mixture import WEIGHTS, with_neighbours
+from itemlm.models.ensemble import ensemble
+from itemlm.models.mixture import POWERS, WEIGHTS, with_neighbours
 from itemlm.models.neural import sasrec
 from itemlm.models.text.encoders import ItemLLMConfig
 from itemlm.models.text.rows import hierarchy
+from itemlm.models.time_prior import MONTH, REACH, USUAL, TimePrior
 from itemlm.parameters import TrainParameters, recipe_of
 from itemlm.training.mix import mix
 from itemlm.training.trainer import Trainer
@@ -174,3 +177,125 @@ def test_pairs_are_what_a_loop_counts(parts):
     assert got.numpy() == pytest.approx(counts, abs=1e-6)
     two = rec.model.scores(Sequences.from_lists([[9, 8]]))[0].numpy()
     assert two == pytest.approx(counts[0] + config.decay * counts[1], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def pair(parts):
+    return fit(parts, ensemble(RECIPE), device="cpu", verbose=False)
+
+
+def test_networks_of_an_ensemble_learn_as_each_would_alone(parts):
+    recipe = replace(RECIPE, epochs=1)
+    both, one = (fit(parts, made, device="cpu", verbose=False) for made in (ensemble(recipe), recipe))
+    for ours, theirs in zip(both.model.network.parameters(), one.model.parameters(), strict=True):
+        assert ours.equal(theirs)
+    assert not both.model.others[0].embed_tokens.weight.equal(one.model.embed_tokens.weight)
+    clipped = fit(parts, replace(ensemble(recipe), clip=0.5), device="cpu", verbose=False)
+    assert np.isfinite(clipped.log[-1]["loss"])
+
+
+def test_probabilities_of_an_ensemble_are_the_mean(pair):
+    some = pair.history(pair.users[:9].tolist())
+    each = torch.stack([network.scores(some).softmax(1) for network in pair.model.networks])
+    assert torch.allclose(pair.model.scores(some).exp(), each.mean(0), atol=1e-6)
+
+
+def test_an_ensemble_broken_off_goes_on(parts, pair, tmp_path, monkeypatch):
+    step = Trainer.step
+
+    def breaks(trainer, rows):
+        if trainer.progress.step == 7:
+            raise InterruptedError
+        step(trainer, rows)
+
+    monkeypatch.setattr(Trainer, "step", breaks)
+    with pytest.raises(InterruptedError):
+        fit(parts, ensemble(RECIPE), tmp_path / "run", device="cpu", verbose=False)
+    monkeypatch.setattr(Trainer, "step", step)
+    rec = fit(parts, ensemble(RECIPE), tmp_path / "run", device="cpu", verbose=False)
+    some = pair.history(pair.users[:9].tolist())
+    assert without_seconds(rec) == without_seconds(pair) and rec.scores(some).equal(pair.scores(some))
+
+
+def test_text_beside_tokens_is_saved_and_opened(parts, tmp_path):
+    beside = replace(RECIPE.model, width=64)
+    fused = fit(parts, replace(ensemble(hierarchy(READER), 1, beside), epochs=1), tmp_path / "run", device="cpu", verbose=False)
+    again, some = load(tmp_path / "run", device="cpu"), fused.history(fused.users[:9].tolist())
+    assert again.scores(some).equal(fused.scores(some)) and again.model.config == fused.model.config
+    with pytest.raises(ValueError, match="ItemLM knows items by their tokens only"):
+        fused.add_items(pd.DataFrame({"title": ["cup 99"]}, index=["new"]))
+    with pytest.raises(ValueError, match="16 and 64 wide"):
+        replace(ensemble(hierarchy(READER), 1, RECIPE.model).model, n_items=40).build()
+
+
+def test_members_have_a_name_in_a_job():
+    asked = {"model.network.members": "3", "model.network.network.width": "32", "model.time_prior": "0.5"}
+    recipe = recipe_of(TrainParameters(model="item_lm_full", settings=", ".join(f"{k}={v}" for k, v in asked.items())))
+    assert (recipe.model.network.members, recipe.model.network.network.width, recipe.model.time_prior) == (3, 32, 0.5)
+    assert recipe_of(TrainParameters(model="item_lm_full")).model.time_prior is None
+    assert recipe_of(TrainParameters(model="hierarchy_full", preset="tiny")).model.network.beside.width == 16
+
+
+@pytest.fixture(scope="module")
+def fashions():
+    "Eight seasons two years apart, each with items of its own, which everybody comes to after four that are always there."
+    rng, rows = np.random.default_rng(1), []
+    for user in range(240):
+        season = int(rng.integers(8))
+        for place in range(6 if user % 2 else 9):
+            item = f"season{season}-{rng.integers(4)}" if place > 3 else f"always-{rng.integers(30)}"
+            rows.append((user, item, 1_300_000_000 + 24 * season * MONTH + place * 3600))
+    return split(read_events(pd.DataFrame(rows, columns=["user", "item", "time"]), name="fashions", verbose=False))
+
+
+@pytest.fixture(scope="module")
+def timed(fashions):
+    return fit(fashions, with_neighbours(RECIPE, time_prior=None), device="cpu", verbose=False)
+
+
+def test_the_time_prior_is_what_a_loop_counts(fashions, timed):
+    prior, times, n = TimePrior(), fashions.events.times, timed.n_items
+    prior.setup(fashions, timed.tokenizer)
+    near, usual, whole, asked = np.zeros(n), np.zeros(n), 0.0, int(times[700])
+    for user, raw in zip(fashions.train_users, timed.tokenizer.encode_codes(fashions.train, fashions.events.items.index)):
+        row = list(fashions.events.users).index(user)
+        for token, when in zip(raw, times[fashions.events.sequences.offsets[row] :]):
+            weight = np.exp(-abs(int(when) // MONTH - asked // MONTH) / REACH)
+            near[token - 8], usual[token - 8], whole = near[token - 8] + weight, usual[token - 8] + 1, whole + weight
+    expected = np.log((near * usual.sum() / whole + USUAL) / (usual + USUAL))
+    assert prior.log_ratio(np.array([asked]), n)[0].numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_was_in_fashion_then_is_recommended(fashions, timed):
+    assert timed.model.config.time_prior in POWERS[1:]
+    without = fit(fashions, with_neighbours(RECIPE), device="cpu", verbose=False)
+    reached = {name: evaluate(rec, fashions).metric("ndcg@10")["mean"] for name, rec in {"with": timed, "without": without}.items()}
+    assert reached["with"] > reached["without"]
+
+
+def test_the_time_of_the_hidden_item_has_no_say(fashions, timed):
+    "Only what the history shows dates a question: a test item bought years later changes nothing."
+    late, ends = fashions.events.times.copy(), fashions.events.sequences.offsets[1:] - 1
+    late[ends] += 900 * MONTH // 30
+    moved = replace(fashions, events=replace(fashions.events, times=late))
+    (ours, _), (theirs, _) = (timed.part_columns(parts, parts.test) for parts in (fashions, moved))
+    assert (ours.latest == theirs.latest).all() and timed.scores(ours).equal(timed.scores(theirs))
+
+
+def test_no_times_no_prior(parts, fashions, timed):
+    rng = np.random.default_rng(0)
+    bare = pd.DataFrame({"user": np.repeat(np.arange(60), 5), "item": rng.integers(0, 20, 300)})
+    rec = fit(split(read_events(bare, name="bare", verbose=False)), with_neighbours(RECIPE, time_prior=None), device="cpu", verbose=False)
+    assert rec.model.config.time_prior == 0 and len(rec.recommend(users=[rec.users[0]], k=3)) == 3
+    some = timed.history(timed.users[:5].tolist())
+    forgotten = replace(some, latest=None)
+    assert not timed.scores(some).equal(timed.scores(forgotten)) and torch.isfinite(timed.scores(forgotten)).all()
+    shares = timed.model.shares(some)
+    assert torch.allclose(shares["network"] + shares["neighbours"], torch.ones(()))
+
+
+def test_the_time_prior_is_saved_and_known_users_are_dated(timed, tmp_path):
+    timed.save(tmp_path / "run")
+    again, users = load(tmp_path / "run", device="cpu"), timed.users[:5].tolist()
+    assert again.recommend(users=users, k=5).equals(timed.recommend(users=users, k=5))
+    assert again.scores(again.history(users)).equal(timed.scores(timed.history(users)))
