@@ -2434,6 +2434,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'itemlm.study._write_lines': ('api/study.html#_write_lines', 'itemlm/study.py'),
                               'itemlm.study.append_record': ('api/study.html#append_record', 'itemlm/study.py'),
                               'itemlm.study.carry_out': ('api/study.html#carry_out', 'itemlm/study.py'),
+                              'itemlm.study.command_of': ('api/study.html#command_of', 'itemlm/study.py'),
                               'itemlm.study.compare_recorded': ('api/study.html#compare_recorded', 'itemlm/study.py'),
                               'itemlm.study.cost_figure': ('api/study.html#cost_figure', 'itemlm/study.py'),
                               'itemlm.study.finish_run': ('api/study.html#finish_run', 'itemlm/study.py'),
