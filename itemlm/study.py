@@ -367,7 +367,7 @@ def _over_seeds(rows: pd.DataFrame, metrics: tuple[str, ...]) -> dict:
         found[f"{metric}.over"] = "users" if len(rows) == 1 else "seeds"
     return found
 
-# %% ../nbs/api/90_study.ipynb #bcf3a8d3
+# %% ../nbs/api/90_study.ipynb #5869270a
 def results_table(
     records: list[dict],  # of `read_records`
     comparisons: dict[str, Comparison]
@@ -375,7 +375,7 @@ def results_table(
     metrics: tuple[str, ...] = ("ndcg@10", "recall@10"),
     part: str = "test",
 ) -> pd.DataFrame:  # one row a data set, order of ties, model and rule for seen items; best first on the first metric
-    """Figures of all records, seeds averaged; of seconds, their median. `mflop`, `tokens` and `seconds` are of recommending, `command` finds
+    """Figures of all records, seeds averaged; of seconds, their median. `mflop`, `tokens`, `seconds` are of recommending; `command` finds
     the row again"""
     rows = pd.DataFrame([row for record in records for row in _rows(record, metrics, part)])
     if rows.empty:
