@@ -27,7 +27,7 @@ from .recipe import TrainingConfig
 from .time_prior import TimePrior
 from .wrapper import Wrapper, WrapperConfig
 
-# %% ../../nbs/api/models/38_mixture.ipynb #19dde9d0
+# %% ../../nbs/api/models/38_mixture.ipynb #aff63317
 @dataclass(frozen=True, kw_only=True)
 class MixtureConfig(WrapperConfig):
     "A network, its neighbours, and how much these count"
@@ -35,6 +35,7 @@ class MixtureConfig(WrapperConfig):
     neighbours: SequentialKNN.Config = field(default_factory=SequentialKNN.Config)
     weight: float = 0.0  # of the neighbours' probabilities; 0 = chosen on the validation part after training
     time_prior: float | None = 0.0  # power of what was popular around the time of the newest event; None = chosen likewise
+    ahead: bool = True  # later events count in it too, as leave-one-out permits; False = what service can know
 
     def __post_init__(self):
         near = SequentialKNN.Config(**self.neighbours) if isinstance(self.neighbours, dict) else self.neighbours
@@ -80,7 +81,7 @@ def load_files(self: Mixture, texts: dict[str, str], weights: dict[str, Tensor])
     Wrapper.load_files(self, texts, weights)
     self.prior.load_files(texts, {key.removeprefix("prior."): value for key, value in weights.items() if key.startswith("prior.")})
 
-# %% ../../nbs/api/models/38_mixture.ipynb #0f80fadf
+# %% ../../nbs/api/models/38_mixture.ipynb #8038912b
 @patch
 def _parts(self: Mixture, histories: Ragged) -> tuple[Tensor, Tensor]:  # (B, V), (B, V)
     "The network's log-probabilities and the neighbours' probabilities, 0 in a whole row where they have no vote"
@@ -108,7 +109,7 @@ def scores(self: Mixture, histories: Ragged) -> Tensor:  # (B, V)
 
 @patch
 def _log_ratio(self: Mixture, histories: Ragged) -> Tensor | None:  # (B, V); None: no time is known
-    return self.prior.log_ratio(getattr(histories, "latest", None), self.config.n_items)
+    return self.prior.log_ratio(getattr(histories, "latest", None), self.config.n_items, self.config.ahead)
 
 
 @patch

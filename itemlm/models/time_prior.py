@@ -44,23 +44,27 @@ class TimePrior(nn.Module):
         "Make room for as many counts as were saved"
         self.take_counts(*(torch.zeros_like(weights[name]) for name in ("months", "columns", "counts") if name in weights))
 
-# %% ../../nbs/api/models/38_time_prior.ipynb #1708f4d6
+# %% ../../nbs/api/models/38_time_prior.ipynb #b67460d1
 @patch
 def log_ratio(
     self: TimePrior,
     latest: np.ndarray | None,  # (B,) Unix seconds of each history's newest event, 0 = not known
     n_items: int,  # V
+    ahead: bool = True,  # events after the moment count as well
 ) -> Tensor | None:  # (B, V); a row of 0 where no time is known; None: of no row
     "The logarithm of each item's share of events around a moment against its usual share"
     if latest is None or not len(self.counts) or not (latest > 0).any():
         return None
     asked, which = np.unique(np.where(latest > 0, latest // MONTH, -1), return_inverse=True)
     device, columns = self.counts.device, self.columns.long()
-    total = torch.zeros(n_items, device=device).index_add_(0, columns, self.counts)
+    by_item = lambda weights: torch.zeros(n_items, device=device).index_add_(0, columns, weights)
     found = torch.zeros(len(asked), n_items, device=device)
     for n, month in enumerate(asked):
-        if month >= 0:
-            weights = self.counts * torch.exp((self.months - month).abs() / -REACH)
-            near = torch.zeros(n_items, device=device).index_add_(0, columns, weights)
-            found[n] = torch.log((near * (total.sum() / weights.sum()) + USUAL) / (total + USUAL))
+        counts = self.counts if ahead else self.counts * (self.months <= month)
+        if month < 0 or not counts.any():
+            continue
+        apart = (self.months - month).abs()
+        weights = counts * torch.exp((apart[counts > 0].min() - apart) / REACH)  # however far from all events: only ratios matter
+        near, usual = by_item(weights), by_item(counts)
+        found[n] = torch.log((near * (usual.sum() / weights.sum()) + USUAL) / (usual + USUAL))
     return found[torch.from_numpy(which).to(device)]
