@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['WrapperConfig', 'Wrapper']
 
-# %% ../../nbs/api/models/38_wrapper.ipynb #8a047c75
+# %% ../../nbs/api/models/38_wrapper.ipynb #c413043c
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pandas as pd
-import torch
 from fastcore.basics import patch
 from torch import Tensor
 
