@@ -1,8 +1,10 @@
-"""Records of networks with neighbours out of the recorded trainings of the networks alone: they are the same, seed for seed.
+"""Records of networks with neighbours, and of several networks together, out of the recorded trainings of the networks alone.
 
     python bench/neighbours.py beauty item_lm 0 1 2          # data, model, seeds; trains where no run is here
     python bench/neighbours.py ml-1m item_lm 0 long_history
-    python bench/neighbours.py beauty item_lm_ensemble 0    # two networks; with neighbours and the time prior, item_lm_full
+    python bench/neighbours.py beauty item_lm 0+1+2          # these seeds as one model, with neighbours and time prior
+    python bench/neighbours.py beauty hierarchy+item_lm 0    # late fusion, likewise
+    python bench/neighbours.py beauty item_lm_ensemble 0     # two networks on the same batches; mixed, it is item_lm_full
 
 `-p model item_lm_knn` trains the same network once more and ends at the same figures: the votes play no part before the last step.
 """
@@ -11,52 +13,83 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch
 
 import torch
 from record import RESULTS
 
-from itemlm.jobs import TrainParameters, find_job
+from itemlm.jobs import Job, TrainParameters, find_job
 from itemlm.runs.folder import claim_run
 from itemlm.serving.recommender import load, write_run
 from itemlm.study import append_record, finish_run, read_records, record_of
-from itemlm.training.mix import mix
-
-
-def recorded(asked: TrainParameters) -> bool:
-    "Has the table a record of this run?"
-    return any(one["params"] == asked.deciding() for one in read_records(RESULTS / "runs.jsonl"))
-
+from itemlm.training.mix import mix, together
 
 MIXED = {"item_lm_ensemble": ("item_lm_full", dict(time_prior=None))}  # of others: model_knn, without a time prior
+FULL = {"item_lm": "item_lm_full", "hierarchy+item_lm": "hierarchy_full"}  # several networks, by their names
+
+
+def asked(dataset: str, model: str, preset: str, seed: int) -> TrainParameters:
+    "The parameters of a run"
+    return TrainParameters(dataset=dataset, model=model, seed=seed, preset=preset, device="cpu")
+
+
+def recorded(params: dict) -> bool:
+    "Has the table a record of this run?"
+    return any(one["params"] == params for one in read_records(RESULTS / "runs.jsonl"))
+
+
+def trained(wanted: TrainParameters) -> Job:
+    "The finished run, recorded"
+    job = finish_run(wanted)
+    if not recorded(wanted.deciding()):
+        append_record(RESULTS / "runs.jsonl", record_of(job))
+    return job
+
+
+def log_of(job: Job) -> list[dict]:
+    return [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
 
 
 def both(dataset: str, model: str, seed: int, preset: str) -> None:
     "Train, or open, a network; mix it; report and record what is not recorded"
-    asked = lambda name: TrainParameters(dataset=dataset, model=name, seed=seed, preset=preset, device="cpu")
     name, how = MIXED.get(model, (f"{model}_knn", {}))
-    alone, mixed = asked(model), asked(name)
-    job = finish_run(alone)
-    if not recorded(alone):
-        append_record(RESULTS / "runs.jsonl", record_of(job))
-    if recorded(mixed):
-        return
-    rec, other = load(job.folder, "cpu"), find_job(mixed)
-    log = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
-    started = time.perf_counter()
-    with claim_run(other.folder, other.identity, params=mixed.deciding()) as folder:
-        together = mix(rec, job.parts, **how)
-        together.log = log
-        write_run(together, folder, finished=True)
-    other.seconds["fit"] = log[-1]["seconds"] + time.perf_counter() - started
+    job, mixed = trained(asked(dataset, model, preset, seed)), asked(dataset, name, preset, seed)
+    if not recorded(mixed.deciding()):
+        keep([job], find_job(mixed), mixed.deciding(), how)
+
+
+def several(dataset: str, models: str, seeds: str, preset: str) -> None:
+    "The same for networks of several seeds, or of two kinds, as one model"
+    jobs = [trained(asked(dataset, model, preset, int(seed))) for model in models.split("+") for seed in seeds.split("+")]
+    job = find_job(asked(dataset, FULL[models], preset, int(seeds.partition("+")[0])))
+    params, digest = job.asked.deciding() | {"apart": seeds}, job.folder.name.rpartition("-")[2]
+    if not recorded(params):
+        folder = job.folder.with_name(f"{dataset}-{FULL[models]}-{preset}-seeds{seeds}-{digest}")
+        apart = {"apart": [one.identity for one in jobs]}
+        keep(jobs, replace(job, folder=folder, identity=job.identity | apart), params, dict(time_prior=None))
+
+
+def keep(jobs: list[Job], other: Job, params: dict, how: dict) -> None:
+    "Put the networks of runs together, with neighbours; save, report and record it"
+    recs, started = [load(job.folder, "cpu") for job in jobs], time.perf_counter()
+    with claim_run(other.folder, other.identity, params=params) as folder:
+        made = mix(recs[0] if len(recs) == 1 else together(recs, jobs[0].parts), jobs[0].parts, **how)
+        made.log = log_of(jobs[0])
+        write_run(made, folder, finished=True)
+    other.seconds["fit"] = sum(log_of(job)[-1]["seconds"] for job in jobs) + time.perf_counter() - started
     other.report(load(other.folder, "cpu"))
-    append_record(RESULTS / "runs.jsonl", record_of(other))
+    append_record(RESULTS / "runs.jsonl", record_of(other) | {"params": params})
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dataset, model, *rest = sys.argv[1:]
-    preset = next((word for word in rest if not word.isdigit()), "small")
-    for seed in [int(word) for word in rest if word.isdigit()] or [0]:
-        both(dataset, model, seed, preset)
+    seeds = [word for word in rest if word[0].isdigit()] or ["0"]
+    preset = next((word for word in rest if not word[0].isdigit()), "small")
+    for seed in seeds:
+        if "+" in model or "+" in seed:
+            several(dataset, model, seed, preset)
+        else:
+            both(dataset, model, int(seed), preset)
