@@ -17,49 +17,52 @@ BEST = {  # the best one by validation
 }
 NOTES = (
     "Test part, strict leave-one-out, whole catalogue ranked, seen items dropped, ties as in the file; mean over the seeds in _seeds. "
-    "id: the best on the validation part of ItemLM mixed with sequential neighbours and of item_lm_full, two networks with neighbours and "
-    "time prior (which reads other users' later events, as leave-one-out permits); single: ItemLM, one network; "
-    "text: the best on the validation part of hierarchy, item + text, hierarchy with neighbours, and hierarchy and item tokens with "
-    "neighbours and time prior; sasrec: SASRec "
-    "with full cross-entropy, from random rows; knn: sequential item kNN. _p: paired test over users from tests.jsonl, "
-    "where both were trained on one machine. beauty_id_sd: between seeds. _seconds: training and report of a run, mean over seeds, "
-    "one thread, other work beside; those of the mixture lack the mixing, 17 s of one thread on Beauty, measured once. "
-    "beauty_default: what `make train DATASET=beauty` trains, ItemLM alone. "
+    "id: the best on the validation part of ItemLM mixed with sequential neighbours and of item_lm_full, several networks with neighbours "
+    "and time prior (which counts other users' later events, as leave-one-out permits); its networks may have been trained apart, seed "
+    "by seed, and count as one model then. single: ItemLM, one network. text: the best on the validation part of hierarchy, item + text, "
+    "hierarchy with neighbours, and hierarchy and item tokens with neighbours and time prior. sasrec: SASRec with full cross-entropy, "
+    "from random rows. knn: sequential item kNN. _p: paired test over users from tests.jsonl, where both were trained on one machine. "
+    "beauty_id_sd: between three seeds of ItemLM mixed with neighbours. _seconds: one thread, all networks one after another, other work "
+    "beside; those of the mixture of one network lack the mixing, 17 s on Beauty, measured once. beauty_default: what `make train "
+    "DATASET=beauty` trains, ItemLM alone. "
     "A figure that is not here was not measured."
 )
 
 
-def of(dataset: str, model: str, preset: str) -> list[dict]:
-    "The recorded strict runs of a model, one a seed"
+def of(dataset: str, model: str, preset: str, apart: bool = False) -> list[dict]:
+    "The recorded strict runs of a model, one a seed; with `apart` those of networks that were trained apart as well"
     found = runs(dataset=dataset, model=model, preset=preset, protocol="leave_one_out", ties="as_is")
-    return [run for run in found if "refit" not in run["params"]]
+    return [run for run in found if "refit" not in run["params"] and (apart or "apart" not in run["params"])]
 
 
-def best(dataset: str, models: tuple[str, ...], preset: str) -> str:
-    "The model that is ahead on the validation part, in the mean over its seeds"
-    valid = {model: [reached(run, "ndcg@10", "valid") for run in of(dataset, model, preset)] for model in models}
-    return max(models, key=lambda model: mean(valid[model]) if valid[model] else 0)
+def best(dataset: str, models: tuple[str, ...], preset: str) -> list[dict]:
+    "The runs of the model that is ahead on the validation part, in the mean over its seeds; networks trained apart are a model"
+    kinds: dict[tuple, list[dict]] = {}
+    for run in (run for model in models for run in of(dataset, model, preset, apart=True)):
+        kinds.setdefault((run["model"], run["params"].get("apart")), []).append(run)
+    return max(kinds.values(), key=lambda found: mean(reached(run, "ndcg@10", "valid") for run in found), default=[])
 
 
 def figures(dataset: str, preset: str) -> dict[str, float]:
     "What is stated of a data set"
     known = {}
     size = {"text": "small"}  # was the preset of every model that reads texts
-    chosen = {name: best(dataset, models, size.get(name, preset)) for name, models in BEST.items()}
-    for name, model in (ROWS | chosen).items():
-        if found := of(dataset, model, size.get(name, preset)):
-            known |= {f"{dataset}_{name}_{metric}": mean(reached(run, metric) for run in found) for metric in ("ndcg@10", "recall@10")}
-            known[f"{dataset}_{name}_seeds"] = len(found)
-    return known | gain(dataset, preset, chosen["id"])
+    found = {name: of(dataset, model, preset) for name, model in ROWS.items()}
+    found |= {name: best(dataset, models, size.get(name, preset)) for name, models in BEST.items()}
+    for name, chosen in found.items():
+        if chosen:
+            known |= {f"{dataset}_{name}_{metric}": mean(reached(run, metric) for run in chosen) for metric in ("ndcg@10", "recall@10")}
+            known[f"{dataset}_{name}_seeds"] = len(chosen)
+    return known | gain(dataset, preset, {run["model"] for run in found["id"]})
 
 
-def gain(dataset: str, preset: str, chosen: str) -> dict[str, float]:
+def gain(dataset: str, preset: str, chosen: set[str]) -> dict[str, float]:
     "The paired test of the chosen model of ids against SASRec, where there is one"
     lines = [json.loads(line) for line in (RESULTS / "tests.jsonl").read_text().splitlines()]
     how = {"dataset": dataset, "preset": preset, "protocol": "leave_one_out", "ties": "as_is"}
     for line in (line for line in lines if how.items() <= line.items()):
         for test in line["tests"]:
-            if {test["a"], test["b"]} == {chosen, "sasrec_ce"} and test["metric"] == "ndcg@10":
+            if {test["a"], test["b"]} == chosen | {"sasrec_ce"} and test["metric"] == "ndcg@10":
                 return {f"{dataset}_gain_over_sasrec_p": test["p"]}
     return {}
 
@@ -67,8 +70,8 @@ def gain(dataset: str, preset: str, chosen: str) -> dict[str, float]:
 def beauty() -> dict[str, float]:
     "What is stated of Beauty alone"
     seconds = lambda run: run["seconds"]["fit"] + run["seconds"].get("evaluate", 0)
-    mixed, default = (of("beauty", model, "small") for model in (best("beauty", BEST["id"], "small"), "item_lm"))
-    found = {"beauty_id_sd": stdev(reached(run, "ndcg@10") for run in mixed)} if len(mixed) > 1 else {}
+    mixed, alone, default = best("beauty", BEST["id"], "small"), of("beauty", "item_lm_knn", "small"), of("beauty", "item_lm", "small")
+    found = {"beauty_id_sd": stdev(reached(run, "ndcg@10") for run in alone)} if len(alone) > 1 else {}
     found |= {"beauty_id_seconds": mean(map(seconds, mixed))} if mixed else {}
     if default:
         found |= {"beauty_default_seconds": mean(map(seconds, default))}

@@ -64,7 +64,7 @@ def several(dataset: str, models: str, seeds: str, preset: str) -> None:
     "The same for networks of several seeds, or of two kinds, as one model"
     jobs = [trained(asked(dataset, model, preset, int(seed))) for model in models.split("+") for seed in seeds.split("+")]
     job = find_job(asked(dataset, FULL[models], preset, int(seeds.partition("+")[0])))
-    params, digest = job.asked.deciding() | {"apart": seeds}, job.folder.name.rpartition("-")[2]
+    params, digest = job.asked.deciding() | {"apart": f"{models} {seeds}"}, job.folder.name.rpartition("-")[2]
     if not recorded(params):
         folder = job.folder.with_name(f"{dataset}-{FULL[models]}-{preset}-seeds{seeds}-{digest}")
         apart = {"apart": [one.identity for one in jobs]}

@@ -181,7 +181,7 @@ def read_records(
             raise ValueError(f"line {number} of {path.name} is damaged ({error}): restore the file, or delete the line") from None
     return found
 
-# %% ../nbs/api/90_study.ipynb #b7ab731f
+# %% ../nbs/api/90_study.ipynb #813ba7fc
 def command_of(
     records: list[dict],  # of runs that differ by their seed alone
 ) -> str:
@@ -190,6 +190,9 @@ def command_of(
     usual = TrainParameters().deciding() | {"dataset": None, "model": None}  # always said
     given = {name: value for name, value in asked.items() if name != "seed" and value != usual.get(name, "")}
     given |= {"seeds": ",".join(map(str, seeds))} if len(seeds) > 1 else {"seed": seeds[0]} if seeds[0] else {}
+    if "apart" in asked:  # networks that were trained apart and put together
+        size = "" if asked["preset"] == usual["preset"] else f" {asked['preset']}"
+        return f"python bench/neighbours.py {asked['dataset']} {asked['apart']}{size}"
     return "papermill nbs/train.ipynb out.ipynb" + "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in given.items())
 
 # %% ../nbs/api/90_study.ipynb #fdb6bda0
