@@ -16,7 +16,7 @@ show
 workspace
 data.files data.times data.readers data.events data.datasets data.split data.doctor data.tokenizer data.batches
 metrics.ranks metrics.lists metrics.statistics
-models.layers models.base models.losses models.recipe models.item_lm models.kmeans models.counting models.neural models.mixture
+models.layers models.base models.losses models.recipe models.item_lm models.kmeans models.counting models.neural models.wrapper models.ensemble models.time_prior models.mixture
 models.text.templates models.text.encoders models.text.item_llm models.text.words models.text.rows
 models.text.content_knn models.text.semantic_ids models.text.generative models.text.hf models.presets
 runs.folder runs.ledger
