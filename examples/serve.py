@@ -26,7 +26,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -40,7 +40,7 @@ from itemlm.serving.rules import seen_since
 MAX_BODY = 2**20  # bytes of a request
 MAX_DROPPED = 2**25  # bytes of a larger one that are taken and dropped, so that its sender hears why before the line is cut
 MAX_SECONDS = 30  # for a body to arrive
-MAX_ID = 200  # letters of a raw id
+MAX_ID = 200  # characters of a raw id
 MAX_HISTORY = 2_000  # items of a history, or of one call that adds events
 MAX_ADDED = 10_000  # events that are added to one user
 MAX_LIST = 10_000  # raw ids of an allow-list or a block-list
@@ -82,12 +82,12 @@ class Visit(Body):
 
 
 ADVICE = {
-    "user": f"give one raw id, a text of 1 to {MAX_ID} letters",
-    "items": f"give a list of at most {MAX_HISTORY:,} raw ids, texts of 1 to {MAX_ID} letters",
+    "user": f"give one raw id, a text of 1 to {MAX_ID} characters",
+    "items": f"give a list of at most {MAX_HISTORY:,} raw ids, texts of 1 to {MAX_ID} characters",
     "k": f"ask for 1 to {MAX_K}",
     "seen": "write drop, keep, window, a length of time ('30 days') or a moment ('2018-08-01')",
     "time": "give Unix seconds, or leave it out for now",
-    **dict.fromkeys(("allowed", "blocked"), f"give a list of at most {MAX_LIST:,} raw ids, texts of 1 to {MAX_ID} letters"),
+    **dict.fromkeys(("allowed", "blocked"), f"give a list of at most {MAX_LIST:,} raw ids, texts of 1 to {MAX_ID} characters"),
 }
 
 
@@ -274,7 +274,7 @@ class Batcher:
     ):
         self.rec, self.most = rec, most
         self.waiting = asyncio.Queue(MAX_WAITING)
-        self.thread = ThreadPoolExecutor(1, "scoring")
+        self.thread = ThreadPoolExecutor(1, "scoring", torch.set_num_threads, (torch.get_num_threads(),))
 
     async def ask(self, ask: Ask) -> tuple[list[str], list[float]]:  # raw ids, scores
         "Wait for one list"
@@ -296,15 +296,17 @@ class Batcher:
                 lists = await asyncio.get_running_loop().run_in_executor(self.thread, answer, self.rec, asks)
             except Exception as error:  # a failure of the model is an answer too: 500 for those who wait, and the next are served
                 for _, found in some:
-                    found.done() or found.set_exception(error)
+                    if not found.done():
+                        found.set_exception(error)
             else:
                 for (_, found), one in zip(some, lists):
-                    found.done() or found.set_result(one)  # done: whoever asked has gone
+                    if not found.done():  # it is where whoever asked has gone
+                        found.set_result(one)
 
 
 # --- What is counted ---
 
-PATHS = ("/recommend", "/events", "/health", "/metrics")
+PATHS = {"/recommend": "POST", "/events": "POST", "/health": "GET", "/metrics": "GET"}
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, float("inf"))  # seconds
 
 
@@ -346,20 +348,20 @@ class Metrics:
 
 async def read_body(receive) -> bytes:  # ASGI's
     "A request's body, or a refusal before anything of it is parsed"
-    chunks, size, more = [], 0, True
+    body, size, more = bytearray(), 0, True
     try:
         async with asyncio.timeout(MAX_SECONDS):
             while more and size <= MAX_DROPPED:
                 message = await receive()
-                chunks.append(message.get("body", b""))
-                size, more = size + len(chunks[-1]), message.get("more_body", False)
+                body += message.get("body", b"")
+                size, more = size + len(message.get("body", b"")), message.get("more_body", False)
                 if size > MAX_BODY:
-                    chunks.clear()
+                    body.clear()
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {MAX_SECONDS} seconds: send it faster, or less of it") from None
     if size > MAX_BODY:
         raise Refused(413, f"the body has more than {MAX_BODY:,} bytes: send at most {MAX_HISTORY:,} items and {MAX_LIST:,} ids a list")
-    return b"".join(chunks)
+    return bytes(body)
 
 
 class Door:
@@ -394,10 +396,18 @@ class Door:
 # --- The application ---
 
 
-def refusal(request, error: Refused) -> JSONResponse:
+def refusal(request: Request | None, error: Refused) -> JSONResponse:
     "A refusal as an answer"
     close = {"connection": "close"} if error.status in (408, 413) else {}  # what is left of the body is not read
     return JSONResponse({"error": str(error)}, error.status, headers=close)
+
+
+def why_lost(request: Request, error: HTTPException) -> str:
+    "Why a request met none of the paths, or could not be read"
+    if error.status_code in (404, 405):
+        ways = ", ".join(f"{way} {path}" for path, way in PATHS.items())
+        return f"there is no {request.method} {ascii(request.url.path)[:80]}: there are {ways}"
+    return "the body cannot be read as JSON: send one JSON object"
 
 
 HANDLERS = {
@@ -405,9 +415,7 @@ HANDLERS = {
     RequestValidationError: lambda request, error: refusal(
         request, Refused(400 if error.errors()[0]["type"] == "json_invalid" else 422, why_invalid(error.errors()[0]))
     ),
-    HTTPException: lambda request, error: refusal(
-        request, Refused(error.status_code, f"{request.method} {ascii(request.url.path)[:80]}: {error.detail}; there is {', '.join(PATHS)}")
-    ),
+    HTTPException: lambda request, error: refusal(request, Refused(error.status_code, why_lost(request, error))),
     Exception: lambda request, error: refusal(
         request, Refused(500, "the server failed at this request: its log says why; try another one")
     ),
