@@ -43,11 +43,17 @@ def trained() -> Recommender:
     return fit(split(load_dataset("beauty")), tiny(epochs=1), verbose=False)
 
 
+def known(rec: Recommender, row: int) -> list[str]:
+    "What a user has had that the model knows, as raw ids"
+    tokens = rec.histories[row]
+    return rec.tokenizer.decode(tokens[tokens >= rec.tokenizer.n_special])
+
+
 def questions(rec: Recommender) -> list[tuple[dict, list[str]]]:  # bodies of requests, items of their answers
     "What is asked, and what rec.topk says to it"
     rng, found = np.random.default_rng(0), []
     for place, row in enumerate(rng.choice(len(rec.users), QUESTIONS, replace=False)):
-        history, blocked = rec.tokenizer.decode(rec.histories[row]), None
+        history, blocked = known(rec, row), None
         body = {"user": rec.users[row], "k": K} if place % 2 else {"items": history, "k": K}
         if place % 5 == 0:
             blocked = rng.choice(rec.tokenizer.items, 20, replace=False).tolist()
@@ -60,7 +66,7 @@ def with_events(rec: Recommender) -> tuple[list[dict], list[tuple[dict, list[str
     "Users who have had one more item, a new user among them"
     events, asked = [], []
     for n in range(20):
-        user, had = (rec.users[n], rec.tokenizer.decode(rec.histories[n])) if n % 2 else (f"new {n}", [])
+        user, had = (rec.users[n], known(rec, n)) if n % 2 else (f"new {n}", [])
         more = [rec.tokenizer.items[n]]
         events.append({"user": user, "items": more})
         asked.append(({"user": user, "k": K}, rec.topk([had + more], K)[0][0].tolist()))
