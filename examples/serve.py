@@ -47,7 +47,7 @@ MAX_LIST = 10_000  # raw ids of an allow-list or a block-list
 MAX_K = 500
 MAX_WAITING = 1_000  # requests that wait to be scored; the next one is told to come back
 DAY = 86_400
-CLOSE = 1e-5  # scores nearer than this share of the best one may change places with the batch that they are computed in
+CLOSE = 1e-5  # of the best score, or of 1: scores nearer to one another may change places with the batch that they are computed in
 
 # --- What a request may hold ---
 
@@ -239,10 +239,15 @@ def top(rec: Recommender, asks: list[Ask], k: int) -> tuple[np.ndarray, np.ndarr
     return rec.topk(sequences(asks), k, seen=asks[0].seen, allowed=allowed, blocked=blocked)
 
 
-def near(scores: np.ndarray) -> bool:  # (k,) best first, -inf at the end where there are no more
-    "Might the order be another one in another batch?"
-    scores = scores[np.isfinite(scores)]
-    return len(scores) > 1 and bool((-np.diff(scores) <= CLOSE * max(1, np.abs(scores).max())).any())
+def near(
+    scores: np.ndarray,  # (B, K) best first, -inf at the end where there are no more
+    k: np.ndarray,  # (B,) items that were asked for; the one after them may be their rival
+) -> np.ndarray:  # (B,) bool
+    "Might a list be another one in another batch?"
+    there = np.isfinite(scores)
+    scale = np.abs(np.where(there, scores, 0)).max(1, keepdims=True).clip(1)
+    gaps = np.subtract(scores[:, :-1], scores[:, 1:], where=there[:, 1:], out=np.full_like(scores[:, 1:], np.inf))
+    return ((gaps <= CLOSE * scale) & (np.arange(gaps.shape[1]) < k[:, None])).any(1)
 
 
 def answer(
@@ -256,8 +261,10 @@ def answer(
     for places in groups.values():
         some = [asks[place] for place in places]
         wide = min(max(ask.k for ask in some) + 1, rec.n_items)  # one more, to see whether the last one is near the next
-        for place, ask, items, scores in zip(places, some, *top(rec, some, wide)):
-            if len(some) > 1 and near(scores[: ask.k + 1]):
+        lists, values = top(rec, some, wide)
+        again = near(values, np.array([ask.k for ask in some])) & (len(some) > 1)
+        for place, ask, items, scores, alone in zip(places, some, lists, values, again):
+            if alone:
                 (items,), (scores,) = top(rec, [ask], ask.k)
             there = int(np.isfinite(scores[: ask.k]).sum())
             found[place] = items[:there].tolist(), scores[:there].tolist()
