@@ -32,7 +32,8 @@ K, QUESTIONS, WARM_UP = 10, 500, 5  # seconds of it
 NOTES = (
     "examples/serve.py over Beauty (12,068 items, a trained model of the preset tiny), {clients} clients at once for {seconds} seconds, "
     "each asking again as soon as it is answered; clients and server share the machine. server_p99_ms, server_p50_ms: from a request's "
-    "first byte sent to its answer's last one read. server_per_second: requests answered. server_errors: answers that are lost, late by "
+    "first byte sent to its answer's last one read. server_per_second: requests answered. server_cpu_ms: processor time of the server "
+    "a request, whatever else the machine does. server_errors: answers that are lost, late by "
     "ten seconds, no success, or not the items of the list that rec.topk gave beforehand for the same history, of {asked} asked. "
     "server_memory_growth: resident memory of the server's process at the end over that after {warm} seconds of warm-up, in per cent."
 )
@@ -118,12 +119,13 @@ async def measure(server: psutil.Process, port: int, rec: Recommender, clients: 
         assert status == 200 and answer["added"] == 1, answer
     writer.close()
     _, early = await load_for(port, asked, clients, WARM_UP)
-    before = server.memory_info().rss
+    before, busy = server.memory_info().rss, sum(server.cpu_times()[:2])
     took, wrong = await load_for(port, asked, clients, seconds)
     return {
         "server_p99_ms": 1e3 * float(np.quantile(took, 0.99)),
         "server_p50_ms": 1e3 * float(np.median(took)),
         "server_per_second": len(took) / seconds,
+        "server_cpu_ms": 1e3 * (sum(server.cpu_times()[:2]) - busy) / len(took),
         "server_errors": wrong + early,
         "server_asked": len(took),
         "server_memory_growth": 100 * (server.memory_info().rss / before - 1),
