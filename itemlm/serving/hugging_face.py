@@ -48,7 +48,7 @@ def check_llama(
         raise ValueError(f"this ItemLM is no Llama: {'; '.join(odd)}. Train it so, or serve it from its run folder")
     return model
 
-# %% ../../nbs/api/serving/57_hugging_face.ipynb #f646f58e
+# %% ../../nbs/api/serving/57_hugging_face.ipynb #e4b64a86
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -63,7 +63,8 @@ def llama_weights(
     weights = {f"model.{name}": weight for name, weight in model.saved_weights().items()}
     if model.config.head == "cosine":  # a head of its own; a dot product is the embeddings themselves
         weights["model.norm.weight"] = torch.ones(model.config.width)
-        weights["lm_head.weight"] = F.pad(model.item_table().detach().cpu(), (0, 0, model.config.n_special, 0))
+        rows = model.embed_tokens.weight[model.config.n_special :].detach().cpu().double()  # rounded once, when all is done
+        weights["lm_head.weight"] = F.pad(model.head_rows(rows), (0, 0, model.config.n_special, 0))
     weights = {name: weight.to(kind).contiguous() for name, weight in weights.items()}
     if bad := next((name for name, weight in weights.items() if not torch.isfinite(weight).all()), None):
         raise ValueError(f"{bad} holds numbers that are not finite in {dtype}: choose float32, or train again if the model diverged")
@@ -93,7 +94,9 @@ def llama_config(
     return llama, transformers.GenerationConfig(suppress_tokens=never, do_sample=False, max_new_tokens=10, **ends)
 
 # %% ../../nbs/api/serving/57_hugging_face.ipynb #6fd7c178
-_MOVIELENS = "MovieLens data: for research, no commercial use without the permission of GroupLens (https://grouplens.org/datasets/movielens/)"
+_MOVIELENS = (
+    "MovieLens data: for research, no commercial use without the permission of GroupLens (https://grouplens.org/datasets/movielens/)"
+)
 
 
 def data_licence(
@@ -312,7 +315,7 @@ def head_of(
         " go on with it in transformers, or train an ItemLM"
     )
 
-# %% ../../nbs/api/serving/57_hugging_face.ipynb #d4b180d2
+# %% ../../nbs/api/serving/57_hugging_face.ipynb #1a547b9b
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     "All weights of a folder, from one safetensors file or several"
     files = sorted(folder.glob("*.safetensors"))
@@ -354,6 +357,10 @@ def from_hf(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: give a folder that to_hf wrote")
     tokenizer, config = ItemTokenizer.load(folder), read_json(folder / "config.json")
+    if config.get("vocab_size") != tokenizer.vocab_size:
+        raise ValueError(
+            f"{folder}: tokenizer.json has {tokenizer.vocab_size:,} tokens, config.json {config.get('vocab_size')}: copy the folder again"
+        )
     try:
         made = item_lm_config(config, tokenizer.n_special, dropout)
         weights = _read_weights(folder)

@@ -56,7 +56,9 @@ def check_exportable(
         inside = "of a model around a network, such as a mixture or an ensemble, export that: replace(rec, model=rec.model.network)"
         raise ValueError(f"{name} cannot be written as ONNX: its scores are no product of a state and an item table; {inside}; or {whole}")
     if kind.prompt is not base.prompt or not model.causal:
-        raise ValueError(f"{name} cannot be written as ONNX: it reads more than the history before it answers; export a causal model, or {whole}")
+        raise ValueError(
+            f"{name} cannot be written as ONNX: it reads more than the history before it answers; export a causal model, or {whole}"
+        )
 
 # %% ../../nbs/api/serving/58_onnx.ipynb #b30637f2
 OPSETS = (18, 23)  # of ONNX: the oldest that the exporter writes, the newest that is tested here
@@ -215,7 +217,11 @@ def check_opset(opset: int) -> int:
     try:
         return whole_number("opset", opset, first, last)
     except ValueError:
-        old = f"too old for the exporter, which begins at {first}" if isinstance(opset, int) and opset < first else f"none from {first} to {last}"
+        old = (
+            f"too old for the exporter, which begins at {first}"
+            if isinstance(opset, int) and opset < first
+            else f"none from {first} to {last}"
+        )
         raise ValueError(f"opset={opset!r} is {old}: leave it at {first}, which ONNX Runtime reads since 1.14") from None
 
 
@@ -231,7 +237,9 @@ def to_onnx(
     with model.evaluating():
         table = model.item_table().float().cpu().numpy()
     if 2 * table.nbytes > LARGEST // 2:  # with the rows that are read, and the network
-        raise ValueError(f"the item table takes {table.nbytes:,} bytes, and a file of ONNX at most {LARGEST:,}: serve the run folder, or an index")
+        raise ValueError(
+            f"the item table takes {table.nbytes:,} bytes, and a file of ONNX at most {LARGEST:,}: serve the run folder, or an index"
+        )
     query = query_graph(model, opset)
     before = window_graph(model.config.max_len, opset, query.ir_version)
     after = head_graph(table, rec.items["count"].to_numpy(), opset, query.ir_version)
