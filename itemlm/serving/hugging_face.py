@@ -143,7 +143,7 @@ def figures_table(
     said = ", ".join(f"{key} {how[key]}" for key in ("split", "candidates", "ties", "k_core", "min_rating") if key in how)
     return "\n".join([*lines, "", f"Protocol: {said}. In brackets: 95% intervals over users."])
 
-# %% ../../nbs/api/serving/57_hugging_face.ipynb #5a085237
+# %% ../../nbs/api/serving/57_hugging_face.ipynb #c968f5ca
 _CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -156,7 +156,8 @@ tags:
 
 # Next-item recommendation on {name}
 
-A Llama-style decoder whose tokens are items: it reads the items of a history, oldest first, and scores every item of the catalogue as the next one. It knows no words.
+A Llama-style decoder whose tokens are items: it reads the items of a history, oldest first, and scores every item of the
+catalogue as the next one. It knows no words.
 
 {sizes}
 
@@ -170,8 +171,9 @@ scores = model(**batch).logits[:, -1, {n_special}:]  # (B, V): one for each item
 print(tokenizer.convert_ids_to_tokens((scores.topk({k}).indices[0] + {n_special}).tolist()))
 ```
 
-Histories are lists of raw ids. Leave out ids that are not in the vocabulary: the model has not learnt what an unknown item means. The newest {max_len} items are read. `generate` continues a history by items alone:
-the {n_special} special tokens are suppressed. To train on, label padding -100. `itemlm.serving.hugging_face.from_hf` makes a recommender of the folder.
+Histories are lists of raw ids. Leave out ids that are not in the vocabulary: the model has not learnt what an unknown item means.
+The newest {max_len} items are read. `generate` continues a history by items alone: the {n_special} special tokens are suppressed.
+To train on, label padding -100. `itemlm.serving.hugging_face.from_hf` makes a recommender of the folder.
 
 ## Data
 
@@ -200,7 +202,7 @@ def model_card(
     name = " ".join(str(data.get("name") or "unknown data").split())
     return _CARD.format(
         name=name,
-        sizes=f"{words.n_items:,} items, {config.layers} blocks of width {config.width}, {config.heads} heads ({config.kv_heads} for keys).",
+        sizes=f"{words.n_items:,} items, {config.layers} blocks of width {config.width}, heads: {config.heads}, of keys {config.kv_heads}.",
         folder=Path(folder).name,
         history=json_list(words.items[:2]),
         k=min(10, words.n_items),
