@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pandas as pd
-import torch
 from fastcore.basics import patch
 from torch import Tensor
 
