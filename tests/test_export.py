@@ -95,7 +95,7 @@ def test_a_llama_scores_as_we_do(fields, tmp_path, monkeypatch):
         assert (ours - theirs).abs().max() < 1e-5 * ours.abs().max()  # its norm goes through float32
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", exact_norm)
     ours, theirs = both_scores(rec, tmp_path / "hf", "right")  # on the left, angles of other positions are rounded to float32
-    assert (ours - theirs).abs().max() < 1e-9 * ours.abs().max()
+    assert (ours - theirs).abs().max() < 1e-7 * ours.abs().max()  # speeds of rotation are float32 numbers, made in another order
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
