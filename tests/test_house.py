@@ -16,11 +16,12 @@ show
 workspace
 data.files data.times data.readers data.events data.datasets data.split data.doctor data.tokenizer data.batches
 metrics.ranks metrics.lists metrics.statistics
-models.layers models.base models.losses models.recipe models.item_lm models.kmeans models.counting models.neural models.wrapper models.ensemble models.time_prior models.mixture
+models.layers models.base models.losses models.recipe models.item_lm models.kmeans models.counting models.neural
+models.wrapper models.ensemble models.time_prior models.mixture
 models.text.templates models.text.encoders models.text.item_llm models.text.words models.text.rows
 models.text.content_knn models.text.semantic_ids models.text.generative models.text.hf models.presets
 runs.folder runs.ledger
-serving.topk serving.rules serving.recommender
+serving.topk serving.rules serving.recommender serving.hugging_face serving.onnx
 training.schedule training.labels training.ppmi training.checkpoint training.trainer training.mix training.update
 evaluation.tables evaluation.report evaluation.folds evaluation.compare evaluation.protocols evaluation.cold
 explain
@@ -128,7 +129,7 @@ def blocked(): return {name for name, module in sys.modules.items() if module is
 before, none = state(), blocked()
 import itemlm
 after = state()
-heavy = "jupyterlab IPython ipywidgets anywidget plotly papermill transformers ipykernel notebook".split()
+heavy = "jupyterlab IPython ipywidgets anywidget plotly papermill transformers ipykernel notebook onnx onnxruntime onnxscript".split()
 heavy = set(heavy) & set(sys.modules)
 print(sorted(heavy), [name for name in before if before[name] != after[name]], sorted(blocked() - none))
 """
