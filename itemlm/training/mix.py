@@ -14,7 +14,7 @@ import numpy as np
 from ..data.split import Split
 from ..data.tokenizer import ItemTokenizer
 from ..models.counting import SequentialKNN
-from ..models.ensemble import joined
+from ..models.ensemble import ensemble_of
 from ..models.mixture import Mixture, MixtureConfig
 from ..serving.recommender import Recommender
 
@@ -52,5 +52,5 @@ def together(
     "One recommender of several networks, their probabilities averaged"
     for rec in recs:
         _tokenizer_of(parts, rec)
-    model = joined([copy.deepcopy(rec.model) for rec in recs])
+    model = ensemble_of([copy.deepcopy(rec.model) for rec in recs])
     return replace(recs[0], model=model.to(recs[0].model.device).eval())
