@@ -71,7 +71,7 @@ def lines_of(name: str) -> list[dict]:
 
 def key_of(run: dict) -> tuple:
     "What tells a run from all others"
-    return tuple(run[name] for name in RUN) + (run["params"].get("init", ""),)
+    return tuple(run[name] for name in RUN) + (run["params"].get("init", ""), run["params"].get("apart", ""))
 
 
 def test_runs_are_one_table():
