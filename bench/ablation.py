@@ -75,7 +75,7 @@ def keep(found: dict) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dataset, seed, *wanted = sys.argv[1:]
+    dataset, seed, *wanted = sys.argv[1:] or ["beauty", "0"]
     known = {(one["dataset"], one["seed"], one["variant"]) for one in read_records(FILE)}
     for variant in wanted or VARIANTS:
         if (dataset, int(seed), variant) not in known:

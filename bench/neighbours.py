@@ -62,13 +62,17 @@ def both(dataset: str, model: str, seed: int, preset: str) -> None:
 
 def several(dataset: str, models: str, seeds: str, preset: str) -> None:
     "The same for networks of several seeds, or of two kinds, as one model"
+    if models not in FULL:
+        sys.exit(f"no model is named for {models} together: there are {', '.join(FULL)}")
     jobs = [trained(asked(dataset, model, preset, int(seed))) for model in models.split("+") for seed in seeds.split("+")]
     job = find_job(asked(dataset, FULL[models], preset, int(seeds.partition("+")[0])))
+    identity = json.loads(json.dumps(job.identity)) | {"apart": [one.identity for one in jobs]}
+    if "+" not in models:
+        identity["fit"]["model"]["network"]["members"] = len(jobs)  # the recipe's are two
     params, digest = job.asked.deciding() | {"apart": f"{models} {seeds}"}, job.folder.name.rpartition("-")[2]
     if not recorded(params):
         folder = job.folder.with_name(f"{dataset}-{FULL[models]}-{preset}-seeds{seeds}-{digest}")
-        apart = {"apart": [one.identity for one in jobs]}
-        keep(jobs, replace(job, folder=folder, identity=job.identity | apart), params, dict(time_prior=None))
+        keep(jobs, replace(job, folder=folder, identity=identity), params, dict(time_prior=None))
 
 
 def keep(jobs: list[Job], other: Job, params: dict, how: dict) -> None:
@@ -85,7 +89,7 @@ def keep(jobs: list[Job], other: Job, params: dict, how: dict) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dataset, model, *rest = sys.argv[1:]
+    dataset, model, *rest = sys.argv[1:] or ["beauty", "item_lm", "0"]
     seeds = [word for word in rest if word[0].isdigit()] or ["0"]
     preset = next((word for word in rest if not word[0].isdigit()), "small")
     for seed in seeds:
