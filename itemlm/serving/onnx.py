@@ -61,7 +61,7 @@ def check_exportable(
         )
 
 # %% ../../nbs/api/serving/58_onnx.ipynb #b30637f2
-OPSETS = (18, 23)  # of ONNX: the oldest that the exporter writes, the newest that is tested here
+OPSETS = (18, 23)  # of ONNX: the oldest that the exporter writes, and the newest that is let through; 18 is what is tested
 LARGEST = 2**31  # bytes of one ONNX file
 
 
