@@ -25,7 +25,7 @@ from .item_lm import small
 from .recipe import TrainingConfig
 from .wrapper import Wrapper, WrapperConfig
 
-# %% ../../nbs/api/models/38_ensemble.ipynb #6605a8e6
+# %% ../../nbs/api/models/38_ensemble.ipynb #412ea7bb
 @dataclass(frozen=True, kw_only=True)
 class EnsembleConfig(WrapperConfig):
     "Several networks of one configuration, and perhaps one of another"
@@ -48,7 +48,7 @@ class EnsembleConfig(WrapperConfig):
         made = super().with_known(**wanted)
         return made if self.beside is None else replace(made, beside=self.beside.with_known(**wanted))
 
-
+# %% ../../nbs/api/models/38_ensemble.ipynb #87e2335c
 class Ensemble(Wrapper):
     "Networks trained side by side; their probabilities averaged"
 
@@ -101,7 +101,7 @@ def scores(self: Ensemble, histories: Ragged) -> Tensor:  # (B, V) log-probabili
             torch.logaddexp(mean, more, out=mean)
         return mean.sub_(math.log(len(self.networks)))
 
-# %% ../../nbs/api/models/38_ensemble.ipynb #7f40ed62
+# %% ../../nbs/api/models/38_ensemble.ipynb #ccb96955
 def _joined(model: Ensemble, networks: list[SequenceModel]) -> Ensemble:
     "The same of other networks, which may know further items"
     made = model.with_network(networks[0])
@@ -128,7 +128,7 @@ def files(self: Ensemble) -> dict[str, str]:
                 raise ValueError(f"two networks of this ensemble keep different texts under {name}: it cannot be saved")
     return found
 
-
+# %% ../../nbs/api/models/38_ensemble.ipynb #163c4b94
 @patch
 def extend(self: Ensemble, items: pd.DataFrame) -> Ensemble:
     return _joined(self, [network.extend(items) for network in self.networks])

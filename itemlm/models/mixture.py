@@ -81,7 +81,7 @@ def load_files(self: Mixture, texts: dict[str, str], weights: dict[str, Tensor])
     Wrapper.load_files(self, texts, weights)
     self.prior.load_files(texts, {key.removeprefix("prior."): value for key, value in weights.items() if key.startswith("prior.")})
 
-# %% ../../nbs/api/models/38_mixture.ipynb #8038912b
+# %% ../../nbs/api/models/38_mixture.ipynb #0e78e056
 @patch
 def _parts(self: Mixture, histories: Ragged) -> tuple[Tensor, Tensor]:  # (B, V), (B, V)
     "The network's log-probabilities and the neighbours' probabilities, 0 in a whole row where they have no vote"
@@ -96,7 +96,7 @@ def _mixed(network: Tensor, near: Tensor, weight: float) -> Tensor:  # log-proba
     both[voted] = torch.logaddexp(both[voted], (near[voted] * weight).log())
     return both
 
-
+# %% ../../nbs/api/models/38_mixture.ipynb #9c1320aa
 @patch
 def scores(self: Mixture, histories: Ragged) -> Tensor:  # (B, V)
     weight, power = float(self.weight), self.config.time_prior or 0.0
@@ -121,7 +121,7 @@ def shares(self: Mixture, histories: Ragged) -> dict[str, Tensor]:  # (B, V) of 
         share = (near * weight / _mixed(network, near, weight).exp()).clamp(0, 1) if weight else torch.zeros_like(near)
         return {"network": 1 - share, "neighbours": share}
 
-# %% ../../nbs/api/models/38_mixture.ipynb #37ed4efa
+# %% ../../nbs/api/models/38_mixture.ipynb #e7d45c6c
 WEIGHTS = tuple(n / 10 for n in range(10))  # that validation chooses among
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # likewise
 
@@ -143,7 +143,7 @@ def _curve(
             gains.append([ndcg(target_ranks(scores, targets[rows], seen), 10).sum() for scores in variants(some)])
     return np.sum(gains, axis=0) / max(1, len(targets))
 
-
+# %% ../../nbs/api/models/38_mixture.ipynb #4a01d0d9
 @patch
 def weight_curve(
     self: Mixture,
@@ -174,7 +174,7 @@ def power_curve(
 
     return self._curve(histories, targets, variants)
 
-
+# %% ../../nbs/api/models/38_mixture.ipynb #20905d6a
 @patch
 def calibrate(self: Mixture, histories: Ragged, targets: np.ndarray) -> None:
     "Choose the weight, then the power of the time prior, by NDCG@10, the least of equal ones, unless the configuration gave them"

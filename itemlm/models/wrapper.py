@@ -109,7 +109,7 @@ def attention_weights(self: Wrapper, tokens: Tensor) -> Tensor | None:
 def tokens_per_item(self: Wrapper) -> float:
     return self.network.tokens_per_item
 
-# %% ../../nbs/api/models/38_wrapper.ipynb #b009aa51
+# %% ../../nbs/api/models/38_wrapper.ipynb #348a1218
 @patch
 def fingerprint(self: Wrapper, items: pd.DataFrame) -> str:
     return self.network.fingerprint(items)
@@ -136,7 +136,7 @@ def extend(self: Wrapper, items: pd.DataFrame) -> "Wrapper":
 def widen(self: Wrapper, rows: Tensor) -> "Wrapper":
     return self.with_network(self.network.widen(rows))
 
-
+# %% ../../nbs/api/models/38_wrapper.ipynb #f5d08088
 @patch
 def files(self: Wrapper) -> dict[str, str]:
     return self.network.files()

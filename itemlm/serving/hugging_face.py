@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LLAMA', 'NORM_EPS', 'ROPE_BASE', 'DTYPES', 'check_llama', 'llama_weights', 'llama_config', 'data_licence',
-           'run_figures', 'figures_table', 'model_card', 'json_list', 'to_hf', 'item_lm_config', 'head_of', 'from_hf']
+           'run_figures', 'figures_table', 'json_list', 'model_card', 'to_hf', 'item_lm_config', 'head_of', 'from_hf']
 
 # %% ../../nbs/api/serving/57_hugging_face.ipynb #51f20e0d
 import json
@@ -143,7 +143,7 @@ def figures_table(
     said = ", ".join(f"{key} {how[key]}" for key in ("split", "candidates", "ties", "k_core", "min_rating") if key in how)
     return "\n".join([*lines, "", f"Protocol: {said}. In brackets: 95% intervals over users."])
 
-# %% ../../nbs/api/serving/57_hugging_face.ipynb #c968f5ca
+# %% ../../nbs/api/serving/57_hugging_face.ipynb #e36f0c8a
 _CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -170,7 +170,10 @@ batch = tokenizer([{history}], is_split_into_words=True, padding=True, truncatio
 scores = model(**batch).logits[:, -1, {n_special}:]  # (B, V): one for each item
 print(tokenizer.convert_ids_to_tokens((scores.topk({k}).indices[0] + {n_special}).tolist()))
 ```
+"""
 
+# %% ../../nbs/api/serving/57_hugging_face.ipynb #c3a17fcb
+_REST = """
 Histories are lists of raw ids. Leave out ids that are not in the vocabulary: the model has not learnt what an unknown item means.
 The newest {max_len} items are read. `generate` continues a history by items alone: the {n_special} special tokens are suppressed.
 To train on, label padding -100. `itemlm.serving.hugging_face.from_hf` makes a recommender of the folder.
@@ -189,6 +192,11 @@ The folder holds the weights, the vocabulary{titles}: no users and no histories.
 """
 
 
+def json_list(items: np.ndarray) -> str:
+    "Raw ids as Python and JSON write a list of texts"
+    return json.dumps([str(item) for item in items])
+
+# %% ../../nbs/api/serving/57_hugging_face.ipynb #a6c8b621
 def model_card(
     rec: Recommender,
     folder: str | Path,  # its name is what the example opens
@@ -200,7 +208,7 @@ def model_card(
     known = [f"{data[key]:,} {key}" for key in ("users", "items", "interactions") if key in data]
     split = [f"split {data['split']}"] if data.get("split") else []
     name = " ".join(str(data.get("name") or "unknown data").split())
-    return _CARD.format(
+    return (_CARD + _REST).format(
         name=name,
         sizes=f"{words.n_items:,} items, {config.layers} blocks of width {config.width}, heads: {config.heads}, of keys {config.kv_heads}.",
         folder=Path(folder).name,
@@ -213,11 +221,6 @@ def model_card(
         titles=" and the table of items (`items.parquet`)" if titles else "",
         figures=figures_table(report or {}),
     )
-
-
-def json_list(items: np.ndarray) -> str:
-    "Raw ids as Python and JSON write a list of texts"
-    return json.dumps([str(item) for item in items])
 
 # %% ../../nbs/api/serving/57_hugging_face.ipynb #c7522044
 def _write_tokenizer(
@@ -252,7 +255,7 @@ def to_hf(
         (stage / "README.md").write_text(card, encoding="utf-8")
     return path_of(folder)
 
-# %% ../../nbs/api/serving/57_hugging_face.ipynb #15aad72e
+# %% ../../nbs/api/serving/57_hugging_face.ipynb #5165f1cf
 _FIXED = dict(model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False, rms_norm_eps=NORM_EPS, quantization_config=None)
 
 
@@ -261,7 +264,7 @@ def _rope(config: dict) -> dict:  # of a config.json, in the words of any versio
     kind = found.get("rope_type", found.get("type", "default"))
     return {"rope_type": kind, "rope_theta": found.get("rope_theta", config.get("rope_theta", ROPE_BASE))}
 
-
+# %% ../../nbs/api/serving/57_hugging_face.ipynb #7cac2bdb
 def item_lm_config(
     config: dict,  # config.json
     n_special: int,  # special tokens of its vocabulary
@@ -317,7 +320,7 @@ def head_of(
         " go on with it in transformers, or train an ItemLM"
     )
 
-# %% ../../nbs/api/serving/57_hugging_face.ipynb #1a547b9b
+# %% ../../nbs/api/serving/57_hugging_face.ipynb #922f73ed
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     "All weights of a folder, from one safetensors file or several"
     files = sorted(folder.glob("*.safetensors"))
@@ -348,7 +351,7 @@ def _build(config: ItemLMConfig, weights: dict[str, Tensor]) -> ItemLM:
     model.load_weights(named)
     return model
 
-
+# %% ../../nbs/api/serving/57_hugging_face.ipynb #8d550b3d
 def from_hf(
     folder: str | Path,  # that `to_hf` wrote, or save_pretrained of what it wrote
     dropout: float = 0.0,  # after each half of a block, to train on; a Llama has none

@@ -60,7 +60,7 @@ def check_exportable(
             f"{name} cannot be written as ONNX: it reads more than the history before it answers; export a causal model, or {whole}"
         )
 
-# %% ../../nbs/api/serving/58_onnx.ipynb #b30637f2
+# %% ../../nbs/api/serving/58_onnx.ipynb #c69a3b9e
 OPSETS = (18, 23)  # of ONNX: the oldest that the exporter writes, and the newest that is let through; 18 is what is tested
 LARGEST = 2**31  # bytes of one ONNX file
 
@@ -77,7 +77,7 @@ def _quiet() -> Iterator[None]:
     finally:
         logging.disable(before)
 
-
+# %% ../../nbs/api/serving/58_onnx.ipynb #96e75d01
 def query_graph(
     model: SequenceModel,
     opset: int = OPSETS[0],  # of ONNX
@@ -98,7 +98,7 @@ def query_graph(
         said = " ".join(str(error.__cause__ or error).split())[:200]
         raise ValueError(f"{type(model).__name__} cannot be written as ONNX ({said}): serve it from its run folder") from error
 
-# %% ../../nbs/api/serving/58_onnx.ipynb #cd3f5020
+# %% ../../nbs/api/serving/58_onnx.ipynb #df78ab5e
 _WINDOW = """<ir_version: {ir}, opset_import: ["" : {opset}]>
 window (int64[users, padded] tokens, int64[users] lengths) => (int64[users, steps] window, int64[users] newest) {{
     zero = Constant<value = int64 {{0}}>()
@@ -127,7 +127,7 @@ window (int64[users, padded] tokens, int64[users] lengths) => (int64[users, step
     newest = Max(before, zero)
 }}"""
 
-
+# %% ../../nbs/api/serving/58_onnx.ipynb #acb7d42a
 def window_graph(
     max_len: int,  # items that the model reads
     opset: int = OPSETS[0],
@@ -194,7 +194,7 @@ def joined(
     onnx.checker.check_model(whole)
     return whole
 
-# %% ../../nbs/api/serving/58_onnx.ipynb #945191ce
+# %% ../../nbs/api/serving/58_onnx.ipynb #3e4b238f
 _INPUTS = {
     "tokens": "int64 (users, steps): the vocabulary's tokens, oldest first, padded with 0 on the right or on the left",
     "lengths": "int64 (users,): tokens that are no padding; 0 = a first visit, answered by popularity",
@@ -222,9 +222,9 @@ def check_opset(opset: int) -> int:
             if isinstance(opset, int) and opset < first
             else f"none from {first} to {last}"
         )
-        raise ValueError(f"opset={opset!r} is {old}: leave it at {first}, which ONNX Runtime reads since 1.14") from None
+        raise ValueError(f"opset={opset!r} is {old}: leave it at {first}") from None
 
-
+# %% ../../nbs/api/serving/58_onnx.ipynb #b026cbeb
 def to_onnx(
     rec: Recommender,
     folder: str | Path,  # to be made
@@ -269,7 +269,7 @@ def onnx_inputs(
     out[np.arange(out.shape[1]) < had.lengths[:, None]] = had.values.astype(np.int64) - n_special
     return {"tokens": tokens.numpy(), "lengths": lengths.numpy(), "k": np.array([k], np.int64), "seen": out}
 
-# %% ../../nbs/api/serving/58_onnx.ipynb #e6f4dde3
+# %% ../../nbs/api/serving/58_onnx.ipynb #5e8cf214
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnnxRecommender:
     "A folder of `to_onnx`, opened: raw ids in, raw ids out, through ONNX Runtime"
@@ -298,7 +298,7 @@ def topk(
         columns[rows], scores[rows] = self.session.run(["columns", "scores"], asked)
     return np.append(words.items, "")[np.where(scores == -np.inf, -1, columns)], scores
 
-
+# %% ../../nbs/api/serving/58_onnx.ipynb #8853e59c
 def load_onnx(
     folder: str | Path,  # that `to_onnx` wrote
     int8: bool = False,  # the quantised graph

@@ -264,7 +264,7 @@ def topk(
     columns, values = self._search(tokens, k, seen, bound, batch)
     return np.append(self.tokenizer.items, "")[columns], values  # column -1 is the "" at the end
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #33ceef16
+# %% ../../nbs/api/serving/55_recommender.ipynb #5e7a0e7a
 @patch
 def titles(self: Recommender, ids: np.ndarray) -> np.ndarray:  # raw ids -> titles
     'Titles of items; "" where there is none'
@@ -294,7 +294,7 @@ def history(
     "All that is known of some users"
     return self._history_of(self._rows_of(users))
 
-
+# %% ../../nbs/api/serving/55_recommender.ipynb #b5b786e3
 @patch
 def _history_of(self: Recommender, rows: np.ndarray) -> Sequences:
     "Their whole histories, and when each one's newest event was"
