@@ -306,7 +306,7 @@ def show_users(
     "Some users: latest history, recommendations (✔: the hidden item), and the hidden item with its rank"
     chosen, raw_ids = _spread(parts.part(part), n), parts.events.items.index.to_numpy()
     ranks = rec.rank_part(parts, chosen, seen=("drop",))["drop"].rank
-    lists, _ = rec.topk(rec.tokenizer.encode_codes(chosen.histories, parts.events.items.index), k=min(k, rec.n_items), seen="drop")
+    lists, _ = rec.topk(rec.part_columns(parts, chosen)[0], k=min(k, rec.n_items), seen="drop")
     rows = []
     for user, history, top, hidden, rank in zip(chosen.users, chosen.histories, lists, raw_ids[chosen.targets], ranks):
         had, told, named = (names_of(parts.events.items, ids) for ids in (raw_ids[history[-last:]], top[top != ""], [hidden]))
