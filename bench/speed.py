@@ -1,6 +1,6 @@
 """All that is known of speed, one part after another, into bench/results/speed.json.
 
-python bench/speed.py                     # step, catalogue, tables, serving, peers
+python bench/speed.py                     # step, scaling, catalogue, tables, serving, peers
 python bench/speed.py step serving        # some of them
 """
 
@@ -9,7 +9,7 @@ import sys
 
 from record import ROOT
 
-PARTS = "step", "catalogue", "tables", "serving", "peers"
+PARTS = "step", "scaling", "catalogue", "tables", "serving", "peers"
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:
