@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KNOWN', 'OPTIONS', 'load_dataset']
 
-# %% ../../nbs/api/data/12_datasets.ipynb #b47c2df0
+# %% ../../nbs/api/data/12_datasets.ipynb #c870b09e
 import hashlib
 import http.client
 import json
@@ -25,9 +25,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fastcore.basics import patch
 from tqdm import tqdm
 
-from ..core import Ragged, atomic_write, content_hash
+from ..core import Ragged, atomic_write, content_hash, new_folder, path_of
 from .events import Events, read_events
 from .readers import layout_of
 from ..workspace import workspace
@@ -262,7 +263,7 @@ def _path(name: str | Path, what: str = "data set") -> Path:
     known = f"known are {', '.join(KNOWN)}; and " if what == "data set" else ""
     raise FileNotFoundError(f"there is no {what} {str(name)!r}: {known}no such file or folder in {Path.cwd()} or {workspace().root}")
 
-# %% ../../nbs/api/data/12_datasets.ipynb #7c65d55b
+# %% ../../nbs/api/data/12_datasets.ipynb #ceed3f15
 _VERSION = 3  # of the preparation: raise it when the same files give other events
 
 
@@ -285,7 +286,7 @@ def _crc(path: Path) -> int:
     return found
 
 
-def _save(events: Events, folder: Path, stamp: str) -> None:
+def _save(events: Events, folder: Path, stamp: str = "") -> None:
     "Keep events: arrays to be memory-mapped, `items.parquet`, and last `users.parquet`, which says of what they are"
     events.sequences.save(folder)
     with atomic_write(folder / "times.npy") as path:
@@ -299,8 +300,8 @@ def _save(events: Events, folder: Path, stamp: str) -> None:
         with atomic_write(folder / f"{name}.parquet") as path:
             pq.write_table(table, path, write_page_checksum=True)
 
-# %% ../../nbs/api/data/12_datasets.ipynb #827dddfb
-def _load(folder: Path, stamp: str) -> Events | None:
+# %% ../../nbs/api/data/12_datasets.ipynb #d6d5f01e
+def _load(folder: Path, stamp: str = "") -> Events | None:
     "The events kept in a folder, their arrays memory-mapped; None where they were made from something else"
     users, items = (pq.read_table(folder / f"{name}.parquet", page_checksum_verification=True) for name in ("users", "items"))
     notes = users.schema.metadata
@@ -331,6 +332,34 @@ def _cached(folder: Path, stamp: str, prepare: Callable[[], Events]) -> Events:
         print(f"going on without a cache: {error}", flush=True)
     return events
 
+# %% ../../nbs/api/data/12_datasets.ipynb #fd617de2
+def _read(folder: Path) -> Events:
+    if (events := _load(folder)) is None:
+        raise ValueError("they are the cache of a file")
+    return events
+
+
+@patch
+def save(
+    self: Events,
+    folder: str | Path,  # a new one
+) -> None:
+    "Write prepared events"
+    with new_folder(folder) as path:
+        _save(self, path)
+
+
+@patch(cls_method=True)
+def load(
+    cls: Events,
+    folder: str | Path,  # that `save` wrote
+) -> Events:
+    "Read what `save` wrote; sequences and times stay on disk until they are used"
+    try:
+        return _read(path_of(folder))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise ValueError(f"{folder} is damaged, or holds no prepared events ({error}): prepare them again") from None
+
 # %% ../../nbs/api/data/12_datasets.ipynb #3d55a6d6
 OPTIONS = ("user", "item", "time", "rating", "items", "encoding", "header", "duplicates", "repeats", "where", "missing")  # of `read_events`
 
@@ -348,7 +377,14 @@ def _asked(options: dict) -> dict:
         )
     return asked | ({"items": str(_path(asked["items"], "item table"))} if "items" in asked else {})
 
-# %% ../../nbs/api/data/12_datasets.ipynb #6aaa5570
+# %% ../../nbs/api/data/12_datasets.ipynb #16541210
+def _prepared(folder: Path, asked: dict) -> Events:
+    "What `Events.save` wrote; it is filtered already"
+    if given := [name for name, value in asked.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)}: the events of {folder} are prepared already; filter when they are read from their source")
+    return Events.load(folder)
+
+# %% ../../nbs/api/data/12_datasets.ipynb #7ce87fc8
 def load_dataset(
     name: str | Path,  # "ml-latest-small", "beauty", "toys", "sports", "ml-1m" or "ml-100k"; or a path, as for `read_events`
     k_core: int | None = None,  # keep users and items with at least so many interactions; None: the set's usual filter
@@ -358,6 +394,8 @@ def load_dataset(
     "Events of a known data set or a path, prepared once and kept in the workspace's cache"
     asked, known = _asked(options), KNOWN.get(name)
     path = _find(name, known) if known else _path(name)
+    if (path / _ARRAYS[0]).is_file():
+        return _prepared(path, {"k_core": k_core, "min_rating": min_rating} | asked)
     if k_core is None:
         k_core = known.k_core if known else 0
     key = name if known else f"{path.stem}-{content_hash(str(path))[:8]}"
