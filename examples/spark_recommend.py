@@ -11,6 +11,8 @@ every machine must see the run's folder at the same path, and have itemlm instal
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -66,6 +68,7 @@ def main() -> None:
     asked = words.parse_args()
     if asked.k < 1:
         words.error(f"--k {asked.k} must be at least 1")
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # of the tasks, where a cluster names no other
     builder = SparkSession.builder.appName("spark_recommend").config("spark.sql.execution.arrow.maxRecordsPerBatch", 4096)
     spark = (builder.master(asked.master) if asked.master else builder).getOrCreate()
     users = users_of(spark, asked.run, asked.histories).repartition(asked.tasks or 2 * spark.sparkContext.defaultParallelism)

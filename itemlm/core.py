@@ -148,7 +148,7 @@ def __eq__(self: Ragged, other: object) -> bool:
         return NotImplemented
     return np.array_equal(self.values, other.values) and np.array_equal(self.offsets, other.offsets)
 
-# %% ../nbs/api/00_core.ipynb #a32061cc
+# %% ../nbs/api/00_core.ipynb #de7be130
 _BLOCK = 1 << 22  # values cut at once
 
 
@@ -173,7 +173,7 @@ def take(
     rows = np.arange(len(self))[np.asarray(rows)] if len(rows) else np.zeros(0, np.int64)
     return self._cut(self.offsets[rows], self.lengths[rows])
 
-
+# %% ../nbs/api/00_core.ipynb #abf7d7aa
 @patch
 def take_heads(
     self: Ragged,

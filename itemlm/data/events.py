@@ -37,7 +37,7 @@ from itemlm.data.readers import (
 )
 from ..show import Table
 
-# %% ../../nbs/api/data/11_events.ipynb #900b90f6
+# %% ../../nbs/api/data/11_events.ipynb #ab6fa682
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
@@ -51,7 +51,7 @@ def _row_digests(items: np.ndarray, sequences: Ragged, block: int = 1 << 16) -> 
         hashes = map(partial(hashlib.blake2b, digest_size=16), map(looks.__getitem__, map(slice, places, places[1:])))
         yield from map(methodcaller("digest"), hashes)
 
-
+# %% ../../nbs/api/data/11_events.ipynb #9fe2aa78
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Events:
     "Interactions of users with items, each user's oldest first"
@@ -475,7 +475,7 @@ def _left_out(table: RawTable, columns: dict, how: Filters) -> list[str]:
     how_to = "is not read; titles come from an item table, a row an item: items=..."
     return said + [f"column {column} {how_to}" for column in unread("title") if table.items is None]
 
-# %% ../../nbs/api/data/11_events.ipynb #20040e93
+# %% ../../nbs/api/data/11_events.ipynb #27e20897
 def _check_rows(table: RawTable, columns: dict, how: Filters) -> None:
     "Refuse a table without rows, and one whose rows have neither times nor an order"
     if not len(table.frame):
