@@ -164,7 +164,7 @@ def _undecodable(path: Path, encoding: str) -> str | None:
     likely = _likely(b"".join(near)[-4096:])
     return f"{path}: line {number} is not {encoding.upper()}; it looks like {likely}. Say which one it is: encoding='{likely}'"
 
-# %% ../../nbs/api/data/08_files.ipynb #f1a5b805
+# %% ../../nbs/api/data/08_files.ipynb #10c6d3fb
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     "How a file is to be read"
@@ -173,9 +173,7 @@ class ReadOptions:
     header: bool | None = None  # is the first line of a text its header? None: found out
     named: tuple = ()  # columns that the caller names; numbers count from 0
     choose: Callable[[pd.DataFrame], list] | None = None  # first rows -> the columns needed; None: all
-    least: Callable[[pd.DataFrame], dict] | None = (
-        None  # first rows -> column: the least number that a row needs; engines leave out the others
-    )
+    least: Callable[[pd.DataFrame], dict] | None = None  # first rows -> column: the least number of a row that an engine gives
     part: bool = False  # leave texts of Parquet as Arrow has them: the caller joins parts
     recognise: Callable[[list], dict | None] | None = None  # first lines without a header -> name and columns of a known set
 
@@ -416,7 +414,7 @@ def read_json_rows(
             values.append(row.get(name))
     return FileTable(frame=pd.DataFrame(columns), sample=sample, unit="line", first=1)
 
-# %% ../../nbs/api/data/08_files.ipynb #d6030efa
+# %% ../../nbs/api/data/08_files.ipynb #d3aa14c2
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
@@ -430,7 +428,8 @@ def _series(column: pa.ChunkedArray) -> pd.Series:
 
 def _as_arrow(column: pa.ChunkedArray) -> pd.Series:
     "A column for pandas; texts, each held once a row group, as Arrow has them"
-    return pd.Series(pd.arrays.ArrowExtensionArray(column)) if pa.types.is_dictionary(column.type) else _series(column)
+    texts = pa.types.is_dictionary(column.type) and _is_text(column.type.value_type)
+    return pd.Series(pd.arrays.ArrowExtensionArray(column)) if texts else _series(column)
 
 
 def _coded(column: pa.ChunkedArray) -> pd.Series:
