@@ -148,13 +148,20 @@ def __eq__(self: Ragged, other: object) -> bool:
         return NotImplemented
     return np.array_equal(self.values, other.values) and np.array_equal(self.offsets, other.offsets)
 
-# %% ../nbs/api/00_core.ipynb #1c1affea
+# %% ../nbs/api/00_core.ipynb #de7be130
+_BLOCK = 1 << 22  # values cut at once
+
+
 @patch
 def _cut(self: Ragged, starts: np.ndarray, lengths: np.ndarray) -> Ragged:
     "Rows of `lengths` values that begin at `starts`"
     offsets = np.append(0, np.cumsum(lengths))
-    positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    return replace(self, values=self.values[positions], offsets=offsets)
+    values, shift = np.empty(offsets[-1], self.values.dtype), starts - offsets[:-1]
+    cuts = np.unique(np.searchsorted(offsets, np.arange(0, offsets[-1] + _BLOCK, _BLOCK)).clip(max=len(lengths)))
+    for first, stop in zip(cuts, cuts[1:]):  # places are twice as wide as values: not all at once
+        low, high = offsets[first], offsets[stop]
+        values[low:high] = self.values[np.arange(low, high) + np.repeat(shift[first:stop], lengths[first:stop])]
+    return replace(self, values=values, offsets=offsets)
 
 
 @patch
@@ -165,6 +172,16 @@ def take(
     "Some of the rows, in the order asked"
     rows = np.arange(len(self))[np.asarray(rows)] if len(rows) else np.zeros(0, np.int64)
     return self._cut(self.offsets[rows], self.lengths[rows])
+
+# %% ../nbs/api/00_core.ipynb #abf7d7aa
+@patch
+def take_heads(
+    self: Ragged,
+    rows: np.ndarray,  # row numbers
+    lengths: np.ndarray,  # of each one, at most its own
+) -> Ragged:
+    "The first values of some of the rows, in the order asked"
+    return self._cut(self.offsets[rows], lengths)
 
 
 @patch

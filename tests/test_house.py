@@ -14,7 +14,7 @@ ROOMS = """
 core
 show
 workspace
-data.files data.times data.readers data.events data.datasets data.split data.doctor data.tokenizer data.batches
+data.files data.engines data.times data.readers data.events data.datasets data.split data.doctor data.tokenizer data.batches
 metrics.ranks metrics.lists metrics.statistics
 models.layers models.base models.losses models.recipe models.item_lm models.kmeans models.counting models.neural
 models.wrapper models.ensemble models.time_prior models.mixture

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KNOWN', 'OPTIONS', 'load_dataset']
 
-# %% ../../nbs/api/data/12_datasets.ipynb #b47c2df0
+# %% ../../nbs/api/data/12_datasets.ipynb #c870b09e
 import hashlib
 import http.client
 import json
@@ -25,9 +25,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fastcore.basics import patch
 from tqdm import tqdm
 
-from ..core import Ragged, atomic_write, content_hash
+from ..core import Ragged, atomic_write, content_hash, new_folder, path_of
 from .events import Events, read_events
 from .readers import layout_of
 from ..workspace import workspace
@@ -262,8 +263,8 @@ def _path(name: str | Path, what: str = "data set") -> Path:
     known = f"known are {', '.join(KNOWN)}; and " if what == "data set" else ""
     raise FileNotFoundError(f"there is no {what} {str(name)!r}: {known}no such file or folder in {Path.cwd()} or {workspace().root}")
 
-# %% ../../nbs/api/data/12_datasets.ipynb #e834d32e
-_VERSION = 2  # of the preparation: raise it when the same files give other events
+# %% ../../nbs/api/data/12_datasets.ipynb #ceed3f15
+_VERSION = 3  # of the preparation: raise it when the same files give other events
 
 
 def _stamp(path: Path, options: dict) -> str:
@@ -273,36 +274,47 @@ def _stamp(path: Path, options: dict) -> str:
     return json.dumps([_VERSION, options, stats])
 
 
-def _save(events: Events, folder: Path, stamp: str) -> None:
-    "Keep events as `items.parquet` and `users.parquet`, one row a user"
-    sequences = events.sequences
-    lists = {
-        "user": pa.array(events.users, pa.string()),
-        "items": pa.LargeListArray.from_arrays(sequences.offsets, sequences.values),
-        "times": pa.LargeListArray.from_arrays(sequences.offsets, events.times),
-    }
-    notes = {"stamp": stamp, "events": json.dumps({"name": events.name, "provenance": events.provenance})}
-    for name, table in (("items", pa.Table.from_pandas(events.items)), ("users", pa.table(lists))):
+_ARRAYS = "values.npy", "offsets.npy", "times.npy"  # items, where each user's begin, times
+
+
+def _crc(path: Path) -> int:
+    "A checksum of a file"
+    found = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found = zlib.crc32(block, found)
+    return found
+
+
+def _save(events: Events, folder: Path, stamp: str = "") -> None:
+    "Keep events: arrays to be memory-mapped, `items.parquet`, and last `users.parquet`, which says of what they are"
+    events.sequences.save(folder)
+    with atomic_write(folder / "times.npy") as path:
+        np.save(path, events.times)
+    sums = {name: _crc(folder / name) for name in _ARRAYS}
+    kept = {"name": events.name, "provenance": events.provenance, "fingerprint": events.fingerprint}
+    notes = {"stamp": stamp, "events": json.dumps(kept), "sums": json.dumps(sums)}
+    users = pa.table({"user": pa.array(events.users, pa.large_string())})
+    for name, table in (("items", pa.Table.from_pandas(events.items)), ("users", users)):
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **notes})
         with atomic_write(folder / f"{name}.parquet") as path:
             pq.write_table(table, path, write_page_checksum=True)
 
-# %% ../../nbs/api/data/12_datasets.ipynb #49432ffb
-def _load(folder: Path, stamp: str) -> Events | None:
-    "The events kept in a folder, or None where they were made from something else"
-    tables = [pq.read_table(folder / f"{name}.parquet", page_checksum_verification=True) for name in ("users", "items")]
-    notes = [table.schema.metadata for table in tables]
-    if any(note[b"stamp"].decode() != stamp for note in notes):
+# %% ../../nbs/api/data/12_datasets.ipynb #d6d5f01e
+def _load(folder: Path, stamp: str = "") -> Events | None:
+    "The events kept in a folder, their arrays memory-mapped; None where they were made from something else"
+    users, items = (pq.read_table(folder / f"{name}.parquet", page_checksum_verification=True) for name in ("users", "items"))
+    notes = users.schema.metadata
+    if any(table.schema.metadata[b"stamp"].decode() != stamp for table in (users, items)):
         return None
-    users, items, times = (column.combine_chunks() for column in tables[0].columns)
-    sequences = Ragged(items.flatten().to_numpy(), np.append(0, items.value_lengths().to_numpy().cumsum()))
-    return Events(
-        users=users.to_numpy(zero_copy_only=False),
-        sequences=sequences,
-        times=times.flatten().to_numpy(),
-        items=tables[1].to_pandas(),
-        **json.loads(notes[0][b"events"]),
-    )
+    if wrong := [name for name, known in json.loads(notes[b"sums"]).items() if _crc(folder / name) != known]:
+        raise ValueError(f"{' and '.join(wrong)} changed since")
+    known = json.loads(notes[b"events"])
+    print_ = known.pop("fingerprint")
+    times = np.load(folder / "times.npy", mmap_mode="r" if len(items) else None)
+    events = Events(users=users["user"].to_numpy(), sequences=Ragged.load(folder), times=times, items=items.to_pandas(), **known)
+    vars(events)["fingerprint"] = print_  # of the same arrays, as their checksums say
+    return events
 
 
 def _cached(folder: Path, stamp: str, prepare: Callable[[], Events]) -> Events:
@@ -315,9 +327,38 @@ def _cached(folder: Path, stamp: str, prepare: Callable[[], Events]) -> Events:
     events = prepare()
     try:
         _save(events, folder, stamp)
+        return _load(folder, stamp) or events  # what was read into memory can go
     except (OSError, pa.ArrowException) as error:
         print(f"going on without a cache: {error}", flush=True)
     return events
+
+# %% ../../nbs/api/data/12_datasets.ipynb #fd617de2
+def _read(folder: Path) -> Events:
+    if (events := _load(folder)) is None:
+        raise ValueError("they are the cache of a file")
+    return events
+
+
+@patch
+def save(
+    self: Events,
+    folder: str | Path,  # a new one
+) -> None:
+    "Write prepared events"
+    with new_folder(folder) as path:
+        _save(self, path)
+
+
+@patch(cls_method=True)
+def load(
+    cls: Events,
+    folder: str | Path,  # that `save` wrote
+) -> Events:
+    "Read what `save` wrote; sequences and times stay on disk until they are used"
+    try:
+        return _read(path_of(folder))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise ValueError(f"{folder} is damaged, or holds no prepared events ({error}): prepare them again") from None
 
 # %% ../../nbs/api/data/12_datasets.ipynb #3d55a6d6
 OPTIONS = ("user", "item", "time", "rating", "items", "encoding", "header", "duplicates", "repeats", "where", "missing")  # of `read_events`
@@ -336,7 +377,14 @@ def _asked(options: dict) -> dict:
         )
     return asked | ({"items": str(_path(asked["items"], "item table"))} if "items" in asked else {})
 
-# %% ../../nbs/api/data/12_datasets.ipynb #6aaa5570
+# %% ../../nbs/api/data/12_datasets.ipynb #16541210
+def _prepared(folder: Path, asked: dict) -> Events:
+    "What `Events.save` wrote; it is filtered already"
+    if given := [name for name, value in asked.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)}: the events of {folder} are prepared already; filter when they are read from their source")
+    return Events.load(folder)
+
+# %% ../../nbs/api/data/12_datasets.ipynb #7ce87fc8
 def load_dataset(
     name: str | Path,  # "ml-latest-small", "beauty", "toys", "sports", "ml-1m" or "ml-100k"; or a path, as for `read_events`
     k_core: int | None = None,  # keep users and items with at least so many interactions; None: the set's usual filter
@@ -346,6 +394,8 @@ def load_dataset(
     "Events of a known data set or a path, prepared once and kept in the workspace's cache"
     asked, known = _asked(options), KNOWN.get(name)
     path = _find(name, known) if known else _path(name)
+    if (path / _ARRAYS[0]).is_file():
+        return _prepared(path, {"k_core": k_core, "min_rating": min_rating} | asked)
     if k_core is None:
         k_core = known.k_core if known else 0
     key = name if known else f"{path.stem}-{content_hash(str(path))[:8]}"

@@ -5,15 +5,19 @@
 # %% auto #0
 __all__ = ['REPEATS', 'Events', 'Filters', 'read_events', 'words_of', 'with_texts']
 
-# %% ../../nbs/api/data/11_events.ipynb #1c2c7cb9
+# %% ../../nbs/api/data/11_events.ipynb #07731c5f
 import hashlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
+from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from fastcore.basics import patch
 
 from ..core import Ragged, number_between, whole_number
@@ -33,11 +37,21 @@ from itemlm.data.readers import (
 )
 from ..show import Table
 
-# %% ../../nbs/api/data/11_events.ipynb #ebf60855
+# %% ../../nbs/api/data/11_events.ipynb #ab6fa682
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
+def _row_digests(items: np.ndarray, sequences: Ragged, block: int = 1 << 16) -> Iterator[bytes]:
+    "The digest of what the items of each row look like"
+    for first in range(0, len(sequences), block):
+        ends = sequences.offsets[first : first + block + 1]
+        looks = items[sequences.values[ends[0] : ends[-1]]].tobytes()
+        places = ((ends - ends[0]) * items.itemsize).tolist()
+        hashes = map(partial(hashlib.blake2b, digest_size=16), map(looks.__getitem__, map(slice, places, places[1:])))
+        yield from map(methodcaller("digest"), hashes)
+
+# %% ../../nbs/api/data/11_events.ipynb #9fe2aa78
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Events:
     "Interactions of users with items, each user's oldest first"
@@ -52,8 +66,9 @@ class Events:
     @cached_property
     def fingerprint(self) -> str:
         "Hash of the users' ordered raw-item sequences, whatever the users are called and in whatever order they stand"
-        items = np.array([np.frombuffer(_digest(item.encode()), np.uint8) for item in self.items.index])  # (V, 16)
-        return _digest(b"".join(sorted(_digest(items[row].tobytes()) for row in self.sequences))).hex()
+        items = np.array([_digest(item.encode()) for item in self.items.index.tolist()], "V16")
+        rows = np.frombuffer(b"".join(_row_digests(items, self.sequences)), ">u8").reshape(-1, 2)
+        return _digest(rows[np.lexsort((rows[:, 1], rows[:, 0]))].tobytes()).hex()
 
     def to_frame(self) -> pd.DataFrame:
         "One row an interaction: user, item, time"
@@ -150,7 +165,7 @@ def _stable_order(
         order = found if order is None else order[found]
     return order
 
-# %% ../../nbs/api/data/11_events.ipynb #8a71d38a
+# %% ../../nbs/api/data/11_events.ipynb #62b64ee9
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Log:
     "Interactions as numbers, in the order of the file"
@@ -171,17 +186,26 @@ class _Log:
         return _Log(**some, **({"time": some["key"]} if one else {}))
 
     def order(self, by_time: bool) -> np.ndarray:
-        "The interactions of each user together, oldest first; both sorts are stable"
-        return _stable_order(self.user, _stable_order(self.key) if by_time else None)
+        "Where the interactions of each user stand, oldest first; equal times stay as they stand"
+        order = _stable_order(self.user)
+        if not by_time:
+            return order
+        user, key = self.user[order], self.key[order]
+        late = (user[1:] == user[:-1]) & (key[1:] < key[:-1])
+        if late.any():  # most logs are written as they happen: only users whose rows are not are sorted by time
+            unsorted = np.zeros(int(user[-1]) + 1, bool)
+            unsorted[user[1:][late]] = True
+            places = np.flatnonzero(unsorted[user])
+            order[places] = order[places][_stable_order(user[places], _stable_order(key[places]))]
+        return order
 
-# %% ../../nbs/api/data/11_events.ipynb #ce501ea5
-def _duplicates(log: _Log, order: np.ndarray) -> np.ndarray:
-    "Which interactions repeat an earlier one's user, item and time (N,)"
-    user, key = log.user[order], log.key[order]
-    tied = (user[1:] == user[:-1]) & (key[1:] == key[:-1])
+# %% ../../nbs/api/data/11_events.ipynb #1d9eef9a
+def _duplicates(log: _Log) -> np.ndarray:
+    "Which interactions of a sorted log repeat an earlier one's user, item and time (N,)"
+    tied = (log.user[1:] == log.user[:-1]) & (log.key[1:] == log.key[:-1])
     again = np.zeros(len(log), bool)
     if tied.any():  # only these can be the same
-        rows = np.sort(order[np.append(tied, False) | np.append(False, tied)])
+        rows = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
         again[rows] = pd.DataFrame({"user": log.user[rows], "item": log.item[rows], "key": log.key[rows]}).duplicated().to_numpy()
     return again
 
@@ -189,13 +213,13 @@ def _duplicates(log: _Log, order: np.ndarray) -> np.ndarray:
 REPEATS = ("keep", "collapse", "first")  # an item taken again: keep it, drop it right after itself, or keep its first time only
 
 
-def _repeated(log: _Log, order: np.ndarray, repeats: str) -> np.ndarray:
-    "Which interactions are repeats that are not wanted (N,)"
-    user, item, again = log.user[order], log.item[order], np.zeros(len(log), bool)
+def _repeated(log: _Log, repeats: str) -> np.ndarray:
+    "Which interactions of a sorted log are repeats that are not wanted (N,)"
+    again = np.zeros(len(log), bool)
     if repeats == "collapse":
-        again[order[1:]] = (user[1:] == user[:-1]) & (item[1:] == item[:-1])
+        again[1:] = (log.user[1:] == log.user[:-1]) & (log.item[1:] == log.item[:-1])
     elif repeats == "first":
-        again[order] = pd.DataFrame({"user": user, "item": item}).duplicated().to_numpy()
+        again = pd.DataFrame({"user": log.user, "item": log.item}).duplicated().to_numpy()
     return again
 
 # %% ../../nbs/api/data/11_events.ipynb #ebfadd5f
@@ -220,35 +244,29 @@ class Filters:
         if self.where is not None and not isinstance(self.where, dict):
             raise ValueError(f"where is a dict such as {{'event': 'view'}}, not {self.where!r}")
 
-# %% ../../nbs/api/data/11_events.ipynb #4e6450cf
-def _kept(order: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    "The order of the interactions that are kept (N,)"
-    return (np.cumsum(keep) - 1)[order[keep[order]]]
-
-
-def _filtered(log: _Log, how: Filters, by_time: bool) -> tuple[_Log, np.ndarray, dict]:
-    "The interactions that stay, their order, and what was dropped"
+# %% ../../nbs/api/data/11_events.ipynb #89559a06
+def _filtered(log: _Log, how: Filters, by_time: bool) -> tuple[_Log, dict]:
+    "The interactions that stay, those of each user together, and what was dropped"
     did = {"min_rating": how.min_rating, "k_core": how.k_core}
     if how.min_rating is not None:
         keep = log.rating >= how.min_rating
         did["rows_below_min_rating"], log = int((~keep).sum()), log.take(keep)
-    order = log.order(by_time)
-    drop = {}
+    log, drop = log.take(log.order(by_time)), {}
     if how.duplicates == "drop":  # without times it may be real
-        drop["duplicates_dropped"] = lambda log, order: _duplicates(log, order) if by_time else np.zeros(len(log), bool)
+        drop["duplicates_dropped"] = lambda log: _duplicates(log) if by_time else np.zeros(len(log), bool)
     if how.repeats != "keep":
         did["repeats"] = how.repeats
-        drop["repeats_dropped"] = lambda log, order: _repeated(log, order, how.repeats)
+        drop["repeats_dropped"] = lambda log: _repeated(log, how.repeats)
     if how.k_core:
-        drop["rows_outside_k_core"] = lambda log, _: ~_k_core(log.user, log.item, how.k_core)
+        drop["rows_outside_k_core"] = lambda log: ~_k_core(log.user, log.item, how.k_core)
     for name, find in drop.items():
-        gone = find(log, order)
+        gone = find(log)
         did[name] = int(gone.sum())
         if did[name]:
-            log, order = log.take(~gone), _kept(order, ~gone)
+            log = log.take(~gone)
     if not len(log):
         raise ValueError(f"no interaction is left after these filters: {did}")
-    return log, order, did
+    return log, did
 
 # %% ../../nbs/api/data/11_events.ipynb #2c1c8c1c
 def _where_column(columns: list, asked: object, table: str) -> object:
@@ -275,17 +293,24 @@ def _where(table: RawTable, where: dict) -> np.ndarray:
         raise ValueError(f"where={where}: no row of {table.name} has all of these values")
     return keep
 
-# %% ../../nbs/api/data/11_events.ipynb #f851eeba
+# %% ../../nbs/api/data/11_events.ipynb #a9b41bf6
+def _id_order(ids: np.ndarray) -> np.ndarray:
+    "The order of ids (V,): shorter ones first, so that numbers stand as they count"
+    texts = pa.array(ids, pa.large_string())
+    table = pa.table({"length": pc.utf8_length(texts), "id": texts})
+    return pc.sort_indices(table, [("length", "ascending"), ("id", "ascending")]).to_numpy()
+
+
 def _users_in_order(user: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Codes of users (N,), -1 for none, numbered anew in the order of their ids, and the ids"
-    order = np.lexsort((users, [len(id) for id in users]))
+    order = _id_order(users)
     if (order[1:] > order[:-1]).all():
         return user, users
     new = np.full(len(users) + 1, -1, user.dtype)  # the last is what -1 becomes
     new[order] = np.arange(len(users))
     return new[user], users[order]
 
-# %% ../../nbs/api/data/11_events.ipynb #06fcad16
+# %% ../../nbs/api/data/11_events.ipynb #10f7e381
 def _numbered(table: RawTable, columns: dict, how: Filters = Filters()) -> tuple[_Log, np.ndarray, np.ndarray]:
     "The interactions as numbers in the order of the file, and the raw ids that codes of users and items stand for"
     drop = how.missing == "drop"
@@ -296,6 +321,10 @@ def _numbered(table: RawTable, columns: dict, how: Filters = Filters()) -> tuple
     key, seconds = (None, None) if columns["time"] is None else table.times(columns["time"], columns.get("within"))
     rating = None if how.min_rating is None else table.ratings(columns["rating"])
     log = _Log(user=user, item=item, key=key, time=seconds, rating=rating)
+    if table.unordered:  # and equal times are then the same wherever and however often the table is read
+        rank = np.append(np.argsort(_id_order(items)), len(items))  # the last is that of no item
+        log = log.take(_stable_order(rank[log.item]))
+        user, item = log.user, log.item
     known = (user >= 0) & (item >= 0) if drop else None
     return log if known is None or known.all() else log.take(known), users, items
 
@@ -353,26 +382,27 @@ def _knowledge(ids: np.ndarray, catalogue: pd.DataFrame, given: bool) -> str:
         return said
     return said + (f"; it would know {differ} ({looks[1]})" if differ else "")
 
-# %% ../../nbs/api/data/11_events.ipynb #5daea0b2
+# %% ../../nbs/api/data/11_events.ipynb #96a1d8dd
 def _by_appearance(codes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     "Codes (N,) of n things, numbered anew by first appearance, and which old code each new one was"
-    first = np.full(n, len(codes), np.int64)
-    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)  # the last to be written is the first
+    kind = np.int32 if len(codes) < 2**31 else np.int64
+    first = np.full(n, len(codes), kind)
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1, dtype=kind)  # the last to be written is the first
     seen = np.argsort(first, kind="stable")[: int((first < len(codes)).sum())]
     new = np.zeros(n, np.int32)
     new[seen] = np.arange(len(seen))
     return new[codes], seen
 
 
-def _in_order(log: _Log, order: np.ndarray, users: np.ndarray, ids: np.ndarray, table: RawTable, provenance: dict) -> Events:
-    "Events of numbered interactions"
+def _sequences(log: _Log, users: np.ndarray, ids: np.ndarray, table: RawTable, provenance: dict) -> Events:
+    "Events of a sorted log"
     counts = np.bincount(log.user, minlength=len(users))
-    item, seen_items = _by_appearance(log.item[order], len(ids))
+    item, seen_items = _by_appearance(log.item, len(ids))
     return Events(
         name=table.name,
         users=users[counts > 0],
         sequences=Ragged(item, np.append(0, counts[counts > 0].cumsum())),
-        times=np.zeros(len(log), np.int64) if log.time is None else log.time[order],
+        times=np.zeros(len(log), np.int64) if log.time is None else log.time,
         items=_item_rows(ids[seen_items], table.items),
         provenance=provenance,
     )
@@ -399,14 +429,15 @@ def _needed(asked: dict, where: dict | None, table: str):
 
     return choose
 
-# %% ../../nbs/api/data/11_events.ipynb #79b59a6f
+# %% ../../nbs/api/data/11_events.ipynb #d267b5b6
 def _provenance(table: RawTable, columns: dict, rows: int, by_time: bool) -> dict:
     "Where events come from"
+    ties = f"equal times by item id (rows of {table.unordered} stand in no order)" if table.unordered else "equal times as in the file"
     return {
         "source": table.name,
         "columns": {role: str(column) for role, column in columns.items() if column is not None},
         "rows": rows,
-        "order": "time, equal times as in the file" if by_time else "as in the file",
+        "order": f"time, {ties}" if by_time else "as in the file",
     }
 
 
@@ -444,23 +475,36 @@ def _left_out(table: RawTable, columns: dict, how: Filters) -> list[str]:
     how_to = "is not read; titles come from an item table, a row an item: items=..."
     return said + [f"column {column} {how_to}" for column in unread("title") if table.items is None]
 
-# %% ../../nbs/api/data/11_events.ipynb #63a13359
+# %% ../../nbs/api/data/11_events.ipynb #27e20897
+def _check_rows(table: RawTable, columns: dict, how: Filters) -> None:
+    "Refuse a table without rows, and one whose rows have neither times nor an order"
+    if not len(table.frame):
+        empty = f"no interaction is left: all {table.left_out:,} are rated below {how.min_rating}" if table.left_out else ""
+        raise ValueError(empty or f"{table.name} is empty: it has a header and no interactions")
+    if table.unordered and columns["time"] is None and table.spread(columns) is table:
+        way = "name the column of times (time='...'), or one that numbers the rows"
+        raise ValueError(
+            f"rows of {table.unordered} stand in no order, and {table.name} has no column with a usual name for the time: {way}"
+        )
+
+# %% ../../nbs/api/data/11_events.ipynb #b055ef1e
 def _prepared(table: RawTable, asked: dict, how: Filters = Filters(), given: bool = False) -> Events:
     "Events of a raw table: choose columns, read ids and times, filter, sort, number"
     columns = _roles(list(table.head()), asked, table.name)
-    if not len(table.frame):
-        raise ValueError(f"{table.name} is empty: it has a header and no interactions")
-    table, rows = table.spread(columns), len(table.frame)
-    spread = len(table.frame)
+    _check_rows(table, columns, how)
+    table, rows = table.spread(columns), len(table.frame) + table.left_out
+    spread = len(table.frame) + table.left_out
     if how.where:
         table = table.only(_where(table, how.where))
     log, users, ids = _numbered(table, columns, how)
-    read = len(table.frame)
+    read = len(table.frame) + table.left_out
     table = replace(table, sample=table.head(), frame=table.frame.head(0).copy())  # the rest is not needed any more
     doubts = doubtful_ids(users, "user"), doubtful_ids(ids, "item"), table.unused_times(columns) if "time" not in asked else ""
     doubts += (*_left_out(table, columns, how),)
-    missing, by_time = read - len(log), columns["time"] is not None and not table.ordered
-    log, order, dropped = _filtered(log, how, by_time)
+    missing, by_time = read - table.left_out - len(log), columns["time"] is not None and not table.ordered
+    log, dropped = _filtered(log, how, by_time)
+    if how.min_rating is not None:
+        dropped["rows_below_min_rating"] += table.left_out
     provenance = _provenance(table, columns, rows, by_time) | dropped
     if how.where:
         provenance |= {"where": how.where, "rows_elsewhere": spread - read}
@@ -468,21 +512,32 @@ def _prepared(table: RawTable, asked: dict, how: Filters = Filters(), given: boo
         provenance["rows_without_id"] = missing
     if columns["time"] is not None and not log.time.all():
         provenance["times_unknown"] = int((log.time == 0).sum())
-    return _noted(_in_order(log, order, users, ids, table, provenance), table, doubts, given)
+    return _noted(_sequences(log, users, ids, table, provenance), table, doubts, given)
 
-# %% ../../nbs/api/data/11_events.ipynb #f0c25da1
+# %% ../../nbs/api/data/11_events.ipynb #3db429b2
+def _least(asked: dict, how: Filters, table: str):
+    "Of the first rows of a table, the column of ratings and the least that a row needs; None: none is asked"
+
+    def least(sample: pd.DataFrame) -> dict:
+        column = _roles(list(sample), asked, table)["rating"]
+        return {} if column is None else {column: how.min_rating}
+
+    return None if how.min_rating is None or how.where else least  # what `where` leaves out is counted first
+
+# %% ../../nbs/api/data/11_events.ipynb #ac852c35
 def _opened(source: object, options: ReadOptions, asked: dict, how: Filters, name: str | None, items: object) -> RawTable:
     "The raw table behind a source, with its item table; only the needed columns are read"
     label = name or (Path(source).name if isinstance(source, str | Path) else "the table")
-    table = read_table(source, replace(options, choose=_needed(asked, how.where, label)))
+    options = replace(options, choose=_needed(asked, how.where, label), least=_least(asked, how, label))
+    table = read_table(source, options)
     if items is None:
         return replace(table, name=name or table.name)
     encoding = options.encoding if isinstance(items, str | Path) else None
     return replace(table, name=name or table.name, items=read_item_table(items, asked.get("item"), encoding))
 
-# %% ../../nbs/api/data/11_events.ipynb #d709bd22
+# %% ../../nbs/api/data/11_events.ipynb #9d9fc732
 def read_events(
-    source: object,  # path of a file or of a data set's folder, a list of paths, a DataFrame, an Arrow table, or a `RawTable`
+    source: object,  # path of a file or of a data set's folder, a list of paths, a table that `read_frame` takes, or a `RawTable`
     user: str | int | None = None,  # column of the user ids by name or number, guessed when not named; so are the next three
     item: str | int | None = None,  # column of the item ids
     time: str | int | bool | None = None,  # column of the times; False: keep the order of the file

@@ -164,7 +164,7 @@ def _undecodable(path: Path, encoding: str) -> str | None:
     likely = _likely(b"".join(near)[-4096:])
     return f"{path}: line {number} is not {encoding.upper()}; it looks like {likely}. Say which one it is: encoding='{likely}'"
 
-# %% ../../nbs/api/data/08_files.ipynb #59b7561d
+# %% ../../nbs/api/data/08_files.ipynb #10c6d3fb
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     "How a file is to be read"
@@ -173,6 +173,8 @@ class ReadOptions:
     header: bool | None = None  # is the first line of a text its header? None: found out
     named: tuple = ()  # columns that the caller names; numbers count from 0
     choose: Callable[[pd.DataFrame], list] | None = None  # first rows -> the columns needed; None: all
+    least: Callable[[pd.DataFrame], dict] | None = None  # first rows -> column: the least number of a row that an engine gives
+    part: bool = False  # leave texts of Parquet as Arrow has them: the caller joins parts
     recognise: Callable[[list], dict | None] | None = None  # first lines without a header -> name and columns of a known set
 
 
@@ -412,7 +414,7 @@ def read_json_rows(
             values.append(row.get(name))
     return FileTable(frame=pd.DataFrame(columns), sample=sample, unit="line", first=1)
 
-# %% ../../nbs/api/data/08_files.ipynb #c2960591
+# %% ../../nbs/api/data/08_files.ipynb #d3aa14c2
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
@@ -424,13 +426,24 @@ def _series(column: pa.ChunkedArray) -> pd.Series:
     return column.to_pandas(integer_object_nulls=True)
 
 
+def _as_arrow(column: pa.ChunkedArray) -> pd.Series:
+    "A column for pandas; texts, each held once a row group, as Arrow has them"
+    texts = pa.types.is_dictionary(column.type) and _is_text(column.type.value_type)
+    return pd.Series(pd.arrays.ArrowExtensionArray(column)) if texts else _series(column)
+
+
+def _coded(column: pa.ChunkedArray) -> pd.Series:
+    "A column for pandas, each text of it held once"
+    return _series(column.dictionary_encode() if _is_text(column.type) and column.num_chunks else column)
+
+
 def _ranges(schema: pa.Schema) -> dict:  # name -> range
     "Indexes that pandas wrote as three numbers, not as a column"
     stored = (schema.pandas_metadata or {}).get("index_columns", [])
     found = [index for index in stored if isinstance(index, dict) and index.get("kind") == "range" and index.get("name")]
     return {index["name"]: range(index["start"], index["stop"], index["step"]) for index in found}
 
-# %% ../../nbs/api/data/08_files.ipynb #92a12a3f
+# %% ../../nbs/api/data/08_files.ipynb #d417e3ec
 def _parquet(source: object, options: ReadOptions) -> FileTable:
     "The needed columns of a Parquet file, one after another"
     if options.choose is None:
@@ -444,11 +457,12 @@ def _parquet(source: object, options: ReadOptions) -> FileTable:
     texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
     file = pq.ParquetFile(source, read_dictionary=texts)
     needed = _needed(sample, options)
-    read = lambda name: _series(file.read([name], use_threads=False).column(0))
+    plain = _as_arrow if options.part else _series
+    read = lambda name: plain(file.read([name], use_threads=False).column(0))
     columns = {name: pd.Series(ranges[name]) if name in ranges else read(name) for name in needed}
     return FileTable(frame=pd.DataFrame(columns, copy=False), sample=sample)
 
-# %% ../../nbs/api/data/08_files.ipynb #69b8d1c9
+# %% ../../nbs/api/data/08_files.ipynb #383eb347
 def _feather(source: object, options: ReadOptions) -> FileTable:
     "The needed columns of a Feather file"
     table = pa.feather.read_table(source, memory_map=False)
@@ -464,7 +478,7 @@ def from_arrow(
 ) -> FileTable:
     "The needed columns of an Arrow table"
     sample = pd.DataFrame({name: _series(table[name].slice(0, _SAMPLE)) for name in table.column_names})
-    return FileTable(frame=pd.DataFrame({name: _series(table[name]) for name in _needed(sample, options)}), sample=sample)
+    return FileTable(frame=pd.DataFrame({name: _coded(table[name]) for name in _needed(sample, options)}), sample=sample)
 
 # %% ../../nbs/api/data/08_files.ipynb #72a7467b
 def _text(path: Path, options: ReadOptions) -> FileTable:

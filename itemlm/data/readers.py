@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'RawTable', 'plain_name', 'usual_name', 'named_columns', 'choose_columns', 'id_text', 'doubtful_ids',
            'savable', 'layout_of', 'known_form', 'read_table', 'read_item_table']
 
-# %% ../../nbs/api/data/10_readers.ipynb #bb66d786
+# %% ../../nbs/api/data/10_readers.ipynb #4485a735
 import ast
 import html
 import json
@@ -21,10 +21,12 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fastcore.basics import patch
 
-from .files import DAMAGED, FileTable, ReadOptions, from_arrow, opened, read_delimited, read_file
+from .engines import EngineTable, read_frame
+from .files import DAMAGED, FileTable, ReadOptions, opened, read_delimited, read_file
 from .times import Times, looks_like_times, read_times
 
 # %% ../../nbs/api/data/10_readers.ipynb #8e9322d4
@@ -34,7 +36,7 @@ def _rows(mask: np.ndarray, unit: str, first: int) -> str:
     more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
     return f"{unit} {', '.join(str(row + first) for row in rows[:5])}{more}"
 
-# %% ../../nbs/api/data/10_readers.ipynb #8bebb60c
+# %% ../../nbs/api/data/10_readers.ipynb #6088742a
 @dataclass(frozen=True, kw_only=True)
 class RawTable:
     "Interactions as they were found"
@@ -49,6 +51,8 @@ class RawTable:
     sample: pd.DataFrame | None = None  # the first rows, with the columns that were not read; None: all were
     places: np.ndarray | None = None  # (N,) the row in the file of each row, where lists were spread
     notes: tuple[str, ...] = ()  # what to say aloud of the reading
+    unordered: str = ""  # the engine that gave the rows, where they stand in no order
+    left_out: int = 0  # rows that an engine left out, because their rating is too low
 
     def where(self, mask: np.ndarray) -> str:
         "The first few rows of a mask (N,), as a reader of the file counts them"
@@ -203,7 +207,7 @@ def id_text(
         raise ValueError(f"{type(value).__name__}s ({str(value)[:40]}), not ids")
     return str(value)
 
-# %% ../../nbs/api/data/10_readers.ipynb #d6e3068a
+# %% ../../nbs/api/data/10_readers.ipynb #1e49fbbf
 def _factorize(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     "Codes of a column (N,), -1 where there is no value, and its distinct values as text, in order of first appearance"
     try:
@@ -213,13 +217,13 @@ def _factorize(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     codes = codes.astype(np.int32)
     values = np.asarray(values)
     if values.dtype.kind in "iu":
-        return codes, values.astype(str).astype(object)
-    if all(type(value) is str for value in values):
+        return codes, pa.array(values).cast(pa.string()).to_numpy(zero_copy_only=False)
+    if set(map(type, values)) <= {str}:
         return codes, values.astype(object)
     again, ids = pd.factorize(np.array([id_text(value) for value in values], dtype=object))  # 7 and "7" are one
     return (np.append(again, -1).astype(np.int32)[codes] if len(again) else codes), ids
 
-# %% ../../nbs/api/data/10_readers.ipynb #9d3a2d10
+# %% ../../nbs/api/data/10_readers.ipynb #9f2b4792
 _MISSING = ("", "nan", "null", "none", "<na>", "\\n", "nat")  # what stands for no id, in any case
 _FORBIDDEN = re.compile("[\x1e\x1f\ud800-\udfff]")  # two that separate ids in files of ours, and what no file can hold
 _DOUBTFUL = ("na", "n/a", "#n/a", "nil", "undefined", "unknown", "anonymous", "-", "?")  # perhaps no id
@@ -227,8 +231,12 @@ _DOUBTFUL = ("na", "n/a", "#n/a", "nil", "undefined", "unknown", "anonymous", "-
 
 def _spelled(ids: np.ndarray, spellings: tuple) -> np.ndarray:
     "Which ids are spelled like one of these (V,)"
-    plain = [id.strip().lower() for id in ids]
-    return np.array([id in spellings for id in plain], bool) if not set(spellings).isdisjoint(plain) else np.zeros(len(ids), bool)
+    try:
+        texts = pa.array(ids, pa.large_string())
+    except UnicodeError:  # half a character, which Arrow cannot hold
+        return np.array([id.strip().lower() in spellings for id in ids], bool)
+    plain = pc.utf8_lower(pc.utf8_trim_whitespace(texts))
+    return pc.is_in(plain, pa.array(spellings, pa.large_string())).to_numpy(zero_copy_only=False)
 
 
 def doubtful_ids(
@@ -455,7 +463,19 @@ def _read_1m(folder: Path) -> RawTable:
     items = _catalogue(_latin(movies, "::", ["item", "title", "genres"]).drop(columns="rest"), "item") if movies else None
     return RawTable(frame=frame, name=folder.name, unit="line", first=1, items=items)
 
-# %% ../../nbs/api/data/10_readers.ipynb #bb0613ad
+# %% ../../nbs/api/data/10_readers.ipynb #cd4f87ea
+def _stacked(columns: list[pd.Series]) -> pd.Series:
+    "The columns of several parts, one after another; texts that Arrow holds once stay so"
+    if not all(isinstance(column.dtype, pd.ArrowDtype) for column in columns):
+        return pd.concat(
+            [_stacked([column]) if isinstance(column.dtype, pd.ArrowDtype) else column for column in columns], ignore_index=True
+        )
+    found = (pa.array(column) for column in columns)
+    chunks = chain.from_iterable(some.chunks if isinstance(some, pa.ChunkedArray) else [some] for some in found)
+    kind = pa.dictionary(pa.int32(), pa.large_string())
+    return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind).unify_dictionaries().to_pandas()
+
+# %% ../../nbs/api/data/10_readers.ipynb #c5a54046
 _PARTS = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2, "testing": 2}  # names of parts, in order
 
 
@@ -468,8 +488,9 @@ def _joined(paths: list[Path], tables: list[FileTable], name: str) -> RawTable:
             raise ValueError(f"the parts of {name} do not have the same columns ({listing[:300]})")
     first = tables[0]
     if len(tables) == 1:
-        return RawTable(frame=first.frame, name=name, unit=first.unit, first=first.first, sample=first.sample)
-    frame = pd.concat([table.frame[columns[0]] for table in tables], ignore_index=True)
+        frame = pd.DataFrame({column: _stacked([first.frame[column]]) for column in columns[0]}, copy=False)
+        return RawTable(frame=frame, name=name, unit=first.unit, first=first.first, sample=first.sample)
+    frame = pd.DataFrame({name: _stacked([table.frame.pop(name) for table in tables]) for name in columns[0]}, copy=False)
     rows = ", ".join(f"{path.name} {len(table.frame):,}" for path, table in zip(paths[:6], tables))
     note = f"{len(paths)} files joined: {rows}{', ...' if len(paths) > 6 else ''} rows"
     return RawTable(frame=frame, name=name, unit="row of all parts", first=1, sample=first.sample, notes=(note,))
@@ -505,7 +526,7 @@ def _atomic_parts(folder: Path) -> list[Path]:
         )
     return [path for _, path in sorted(zip(places, paths))]
 
-# %% ../../nbs/api/data/10_readers.ipynb #831bf57c
+# %% ../../nbs/api/data/10_readers.ipynb #b022f54b
 def _read_atomic(folder: Path) -> RawTable:
     "RecBole's atomic files: `*.inter`, whole or in parts, with `*.item`, columns named `name:type`"
     paths, path, items = _atomic_parts(folder), _file(folder, "*.item"), None
@@ -515,7 +536,7 @@ def _read_atomic(folder: Path) -> RawTable:
         if "class" in table:
             table["genres"] = table.pop("class").str.replace(" ", "|")
         items = _catalogue(table, table.columns[0])
-    return replace(_joined(paths, [FileTable(frame=f, sample=f, unit="line", first=2) for f in frames], folder.name), items=items)
+    return replace(_joined(paths, [FileTable(frame=f, sample=f.head(100), unit="line", first=2) for f in frames], folder.name), items=items)
 
 # %% ../../nbs/api/data/10_readers.ipynb #84a959f0
 def _read_meta(path: Path, wanted: set) -> pd.DataFrame:
@@ -548,7 +569,7 @@ def _read_reviews(folder: Path) -> RawTable:
         raise ValueError(f"{folder} holds damaged Amazon files ({error!r}): delete them to have them fetched again") from None
     return RawTable(frame=frame, name=folder.name, unit="line", first=1, items=items, numbered=True)
 
-# %% ../../nbs/api/data/10_readers.ipynb #94e58d59
+# %% ../../nbs/api/data/10_readers.ipynb #94ed05f0
 def _natural(path: Path) -> list:
     "A key that puts part-2 before part-10"
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
@@ -574,6 +595,7 @@ def _read_parts(folder: Path, options: ReadOptions = ReadOptions()) -> RawTable:
     keys = [dict(part.split("=", 1) for part in path.relative_to(folder).parts[:-1] if "=" in part) for path in paths]
     named = [{key: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for key, value in some.items()} for some in keys]
     with_keys = lambda choose, more: None if choose is None else lambda sample: choose(sample.assign(**more))
+    options = replace(options, part=True)
     tables = [read_file(path, replace(options, choose=with_keys(options.choose, more))) for path, more in zip(paths, named)]
     tables = [replace(t, frame=t.frame.assign(**more), sample=t.sample.assign(**more)) for t, more in zip(tables, named)]
     return replace(_joined(paths, tables, folder.name), unit="row", first=0)
@@ -710,7 +732,7 @@ def history_column(
         (name for name in self.head() if column is not None and plain_name(name) == f"{plain_name(column)}list" and name != column), None
     )
 
-# %% ../../nbs/api/data/10_readers.ipynb #c11f3b58
+# %% ../../nbs/api/data/10_readers.ipynb #24369765
 def _values(frame: pd.DataFrame, column: object, before: object) -> list[list]:
     "The lists of a column; what came before and then its own value, where a column holds what came before"
     if before is None:
@@ -728,6 +750,10 @@ def spread(
     if before is None and not _holds_lists(frame[item]):
         return self
     items = _values(frame, item, before)
+    if before is None and self.unordered and frame[columns["user"]].duplicated().any():
+        raise ValueError(
+            f"{self.name} has several rows of lists of one user, and rows of {self.unordered} stand in no order: one row a user"
+        )
     keep = np.arange(len(frame)) if before is None else _longest(frame[columns["user"]].to_numpy(object), items)
     lengths = np.array([len(items[row]) for row in keep], np.int64)
     long = frame.iloc[np.repeat(keep, lengths)].reset_index(drop=True)
@@ -741,7 +767,7 @@ def spread(
             raise ValueError(f"{_rows(np.isin(np.arange(len(frame)), keep[odd]), self.unit, self.first)}: not as many of {other} as items")
         long[other] = list(chain.from_iterable(values[row] for row in keep))
     note = f"{len(frame):,} rows of lists spread over {len(long):,} interactions"
-    return replace(self, frame=long, places=np.repeat(keep, lengths), notes=(*self.notes, note))
+    return replace(self, frame=long, places=np.repeat(keep, lengths), notes=(*self.notes, note), unordered="")
 
 # %% ../../nbs/api/data/10_readers.ipynb #06e4318d
 def _nested(sample: pd.DataFrame, named: tuple) -> object:
@@ -788,33 +814,11 @@ def _read_one(path: Path, options: ReadOptions) -> RawTable:
     notes = (f"no header: the columns are those of {found.form}",) if found.form else ()
     return RawTable(frame=found.frame, name=Path(name).stem, unit=found.unit, first=found.first, sample=found.sample, notes=notes)
 
-# %% ../../nbs/api/data/10_readers.ipynb #463f53f4
-def _in_memory(source: object, options: ReadOptions) -> FileTable | None:
-    "A table of pandas, Polars, Arrow, DuckDB or Spark; None where it is none"
-    if hasattr(source, "collect") and not hasattr(source, "toPandas"):  # a lazy frame
-        source = source.collect()
-    if isinstance(source, pd.DataFrame):
-        frame = source.reset_index() if _named_index(source) else source
-        return FileTable(frame=frame, sample=frame.head(100))
-    if isinstance(source, pa.RecordBatch):
-        source = pa.Table.from_batches([source])
-    if hasattr(source, "__arrow_c_stream__"):
-        return from_arrow(pa.table(source), options)
-    ways = (getattr(source, name, None) for name in ("to_pandas", "toPandas", "to_dataframe", "df"))
-    way = next((way for way in ways if callable(way)), None)
-    return None if way is None else _in_memory(way(), options)
-
-
-def _named_index(frame: pd.DataFrame) -> bool:
-    "Does the index of a frame hold a column of its own?"
-    names = frame.index.names
-    return None not in names and not set(names) & set(frame.columns)
-
-# %% ../../nbs/api/data/10_readers.ipynb #6f375bd9
+# %% ../../nbs/api/data/10_readers.ipynb #044fd0e7
 def _path_of(source: object) -> Path:
     "The path that a source means"
     if not isinstance(source, str | Path):
-        kinds = "a path, a list of paths, a DataFrame (pandas, Polars) or an Arrow table"
+        kinds = "a path, a list of paths, a DataFrame (pandas, Polars, DuckDB, Spark) or an Arrow table"
         raise ValueError(
             f"{kinds} is read, not {type(source).__name__}; make a DataFrame of it: pd.DataFrame(..., columns=['user', 'item', 'time'])"
         )
@@ -825,7 +829,7 @@ def _path_of(source: object) -> Path:
         raise FileNotFoundError(f"there is no file or folder {path} (seen from {Path.cwd()})")
     return path
 
-# %% ../../nbs/api/data/10_readers.ipynb #2e56f00d
+# %% ../../nbs/api/data/10_readers.ipynb #c4b2882f
 def read_table(
     source: object,  # path of a file or of a data set's folder, a list of paths, a table in memory, or a raw table
     options: ReadOptions = ReadOptions(),
@@ -838,8 +842,9 @@ def read_table(
         tables = [_read_one(path, options) for path in paths]
         files = [FileTable(frame=table.frame, sample=table.head(), unit=table.unit, first=table.first) for table in tables]
         return _joined(paths, files, tables[0].name)
-    if (found := _in_memory(source, options)) is not None:
-        return RawTable(frame=found.frame, name="DataFrame", sample=found.sample)
+    if (found := read_frame(source, options)) is not None:
+        told = {"unordered": found.unordered, "left_out": found.left_out} if isinstance(found, EngineTable) else {}
+        return RawTable(frame=found.frame, name="DataFrame", sample=found.sample, **told)
     path = _path_of(source)
     if not path.is_dir():
         return _read_one(path, options)

@@ -20,7 +20,7 @@ from ..core import Ragged, whole_number
 from .events import Events
 from ..show import Table
 
-# %% ../../nbs/api/data/13_split.ipynb #0ef35344
+# %% ../../nbs/api/data/13_split.ipynb #bfa4b639
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     "Questions to a model, one a row: what came before, and the hidden next item"
@@ -35,7 +35,7 @@ class Part:
 
     @property
     def n_users(self) -> int:
-        return len(pd.unique(self.users))
+        return len(set(self.users.tolist()))
 
     def __repr__(self) -> str:
         return f"Part({self.name}: {len(self):,} targets of {self.n_users:,} users)"
@@ -108,12 +108,12 @@ def _repr_html_(self: Split) -> str:
     note = "; ".join(f"{key}: {value}" for key, value in how.items())
     return Table(head=head, rows=rows, title=self.events.name, note=note)._repr_html_()
 
-# %% ../../nbs/api/data/13_split.ipynb #683c6921
+# %% ../../nbs/api/data/13_split.ipynb #667f5409
 def _part(name: str, events: Events, rows: np.ndarray, cut: np.ndarray) -> Part:
     "A question for each user in `rows`: the first `cut` items are known, the next one is the target"
     sequences = events.sequences
     targets = sequences.values[sequences.offsets[rows] + cut]
-    return Part(name=name, users=events.users[rows], histories=sequences.take(rows).head(cut), targets=targets)
+    return Part(name=name, users=events.users[rows], histories=sequences.take_heads(rows, cut), targets=targets)
 
 
 def _cold(part: Part, train: Ragged, events: Events) -> dict[str, int]:
@@ -125,7 +125,7 @@ def _cold(part: Part, train: Ragged, events: Events) -> dict[str, int]:
 def _split(events: Events, train: np.ndarray, valid: Part, test: Part, protocol: dict) -> Split:
     "Train on the first `train` items of each user, and count who is in which part"
     rows = np.flatnonzero(train)
-    known = events.sequences.take(rows).head(train[rows])
+    known = events.sequences.take_heads(rows, train[rows])
     order = {"data_ties": events.provenance["ties"]} if "ties" in events.provenance else {}
     protocol = {**protocol, **order, "train_users": len(rows)}
     for part in (valid, test):

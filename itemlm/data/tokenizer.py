@@ -58,7 +58,7 @@ class Sequences(Ragged):
         "How many items are not in the vocabulary"
         return int((self.values == UNK).sum())
 
-# %% ../../nbs/api/data/15_tokenizer.ipynb #e09865b0
+# %% ../../nbs/api/data/15_tokenizer.ipynb #5fbd3449
 SEPARATOR = "\x1f"  # between raw ids in one text: ASCII "unit separator"
 _SPECIAL = "\x1e"  # begins the name of every special token, so that no raw id, not even "[PAD]", can be one
 _RESERVED = re.compile(f"[{SEPARATOR}{_SPECIAL}\ud800-\udfff]")  # lone surrogates: no file holds them
@@ -73,7 +73,7 @@ def _check_text(ids: Iterable[str], name: str = "items") -> list[str]:
     "The raw ids as a list; a single one, or anything that is not text, is an error"
     if isinstance(ids, str) or not isinstance(ids, Iterable):
         raise ValueError(f"{name} must be a list of raw ids, not {ids!r}: write [{ids!r}]")
-    ids = list(ids)
+    ids = ids.tolist() if isinstance(ids, pd.Index) else list(ids)
     wrong = next((i for i, item in enumerate(ids) if not isinstance(item, str)), None)
     if wrong is not None:
         raise ValueError(f"{name}: raw ids are text, but number {wrong} is {ids[wrong]!r} ({type(ids[wrong]).__name__})")

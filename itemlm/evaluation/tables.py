@@ -357,7 +357,7 @@ def rank_part(
         found[rule] = PartRanks(greater=np.where(missed, MISSED, greater), ties=np.where(missed, 0, ties), top=top, depth=self.depths[rule])
     return found
 
-# %% ../../nbs/api/evaluation/59_tables.ipynb #b39781f3
+# %% ../../nbs/api/evaluation/59_tables.ipynb #154b618a
 @patch
 def recommend(
     self: PartLists,
@@ -373,8 +373,9 @@ def recommend(
     if (asked < 0).any():
         raise ValueError(f"user {list(users)[asked.argmin()]!r} is not among the {len(self.part):,} {self.part.name} users")
     rows, columns, values = self.places[seen]
-    ends = np.searchsorted(rows, asked), np.searchsorted(rows, asked, "right")
-    at = np.concatenate([np.arange(a, min(b, a + whole_number("k", k))) for a, b in zip(*ends)]).astype(int)
+    first, stop = np.searchsorted(rows, asked), np.searchsorted(rows, asked, "right")
+    lengths = np.minimum(stop - first, whole_number("k", k))
+    at = np.arange(lengths.sum()) + np.repeat(first - (lengths.cumsum() - lengths), lengths)
     place = at - np.searchsorted(rows, rows[at]) + 1
     found = {
         "user": self.part.users[rows[at]],
