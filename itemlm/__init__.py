@@ -2,6 +2,7 @@
 
 __version__ = "0.2.0"
 
+import itemlm.serving.follow  # noqa: F401  it gives a recommender its method `follow`
 import itemlm.training.update  # noqa: F401  it gives a recommender its method `update`
 from itemlm.data.datasets import load_dataset
 from itemlm.data.doctor import doctor

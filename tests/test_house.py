@@ -21,7 +21,7 @@ models.wrapper models.ensemble models.time_prior models.mixture
 models.text.templates models.text.encoders models.text.item_llm models.text.words models.text.rows
 models.text.content_knn models.text.semantic_ids models.text.generative models.text.hf models.presets
 runs.folder runs.ledger
-serving.topk serving.rules serving.recommender serving.hugging_face serving.onnx
+serving.topk serving.rules serving.recommender serving.index serving.follow serving.hugging_face serving.onnx
 training.schedule training.labels training.ppmi training.checkpoint training.trainer training.mix training.update
 evaluation.tables evaluation.report evaluation.folds evaluation.compare evaluation.protocols evaluation.cold
 explain
@@ -31,7 +31,7 @@ tuning
 """.split()  # in the order in which data flows
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}
 MODULES = {name: path for name, path in MODULES.items() if not name.endswith(("__init__", "_modidx"))}
-OPTIONAL = {"plotly", "transformers", "papermill", "ipywidgets", "anywidget", "IPython", "huggingface_hub", "optuna"}
+OPTIONAL = {"plotly", "transformers", "papermill", "ipywidgets", "anywidget", "IPython", "huggingface_hub", "optuna", "usearch"}
 
 
 def imported(tree: ast.AST, module: str) -> list[str]:

@@ -6,7 +6,7 @@
 __all__ = ['ROW_SCALE', 'ModelConfig', 'pad_right', 'next_item_pairs', 'steps_back', 'SequenceModel', 'row_length', 'class_name',
            'find_class', 'check_savable', 'count_parameters']
 
-# %% ../../nbs/api/models/31_base.ipynb #f0ad95dc
+# %% ../../nbs/api/models/31_base.ipynb #1a0e08a8
 import importlib.util
 import json
 import math
@@ -14,7 +14,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from typing import ClassVar
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import pandas as pd
@@ -134,7 +136,7 @@ def item_table(self: SequenceModel) -> Tensor | None:  # (V, D); None: it scores
     "The item side: score of item i = state . row i"
     return None if self.embed_tokens is None else self.embed_tokens.weight[self.config.n_special :]
 
-# %% ../../nbs/api/models/31_base.ipynb #3c447e67
+# %% ../../nbs/api/models/31_base.ipynb #c939cc3d
 @patch
 def setup(self: SequenceModel, parts: Split, tokenizer: ItemTokenizer) -> None:
     "Before training: count the training part, read the items' texts; nothing by default"
@@ -154,7 +156,7 @@ def learns(self: SequenceModel) -> bool:
 @patch(as_prop=True)
 def device(self: SequenceModel) -> torch.device:
     "Where its weights and counts are"
-    return next((tensor.device for tensor in [*self.parameters(), *self.buffers()]), torch.device("cpu"))
+    return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
 # %% ../../nbs/api/models/31_base.ipynb #7cc1cc63
 @patch
@@ -200,7 +202,7 @@ def start_from(
         raise ValueError(f"{type(self).__name__} has no item table that could start from co-occurrence: set init='random'")
     self.embed_tokens.weight.copy_(directions * row_length(self.table_width))
 
-# %% ../../nbs/api/models/31_base.ipynb #ebb4b3e1
+# %% ../../nbs/api/models/31_base.ipynb #f7db0b50
 @patch
 def prompt(
     self: SequenceModel,
@@ -217,13 +219,15 @@ def prompt(
 @contextmanager
 def evaluating(self: SequenceModel) -> Iterator[None]:
     "Inside, no dropout and no gradient; afterwards, as before"
-    training = self.training
-    self.eval()
+    training, still = self.training, not any(module.training for module in self.modules())
+    if not still:  # to set every module's mode, and to set it back, costs a server as much as a block does
+        self.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        self.train(training)
+        if not still:
+            self.train(training)
 
 
 @patch
@@ -236,7 +240,51 @@ def queries(
         tokens, last = self.prompt(histories)
         return self.encode(tokens)[torch.arange(len(last), device=last.device), last]
 
-# %% ../../nbs/api/models/31_base.ipynb #864087b7
+# %% ../../nbs/api/models/31_base.ipynb #b9e967e0
+_TABLES: WeakKeyDictionary = WeakKeyDictionary()  # model in evaluation mode -> the tensors it was made of, and its item table
+
+
+@dataclass(frozen=True)
+class _TensorState:
+    "A tensor as it was"
+
+    tensor: ref
+    place: int
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_TensorState":
+        return cls(ref(tensor), tensor.data_ptr(), tensor._version)
+
+    def holds(self, tensor: Tensor) -> bool:
+        "Is it this tensor, unchanged?"
+        return self.tensor() is tensor and (self.place, self.version) == (tensor.data_ptr(), tensor._version)
+
+
+@patch
+def _current_table(self: SequenceModel) -> Tensor | None:  # (V, D)
+    "The item table of the weights as they are, made only where they have changed"
+    held = (one for module in self.modules() for one in chain(module._parameters.values(), module._buffers.values()))
+    tensors = [one for one in held if one is not None]
+    counted = not self.training and not any(one.is_inference() for one in tensors)
+    states, table = _TABLES.get(self, ((), None)) if counted else ((), None)
+    if table is not None and len(states) == len(tensors) and all(map(_TensorState.holds, states, tensors)):
+        return table
+    with self.evaluating():
+        table = self.item_table()
+    if counted:
+        _TABLES[self] = tuple(map(_TensorState.of, tensors)), table
+    return table
+
+
+@patch
+def train(self: SequenceModel, mode: bool = True) -> SequenceModel:
+    "As of every module; a model that trains keeps no item table"
+    if mode:
+        _TABLES.pop(self, None)
+    return nn.Module.train(self, mode)
+
+# %% ../../nbs/api/models/31_base.ipynb #1815683e
 @patch
 def scores(
     self: SequenceModel,
@@ -247,16 +295,21 @@ def scores(
         return (self.queries(histories) @ self._cached_table.T).float()
 
 
+@patch(as_prop=True)
+def scored_by_table(self: SequenceModel) -> bool:
+    "Is a score the product of `queries` and a row of `item_table`, and nothing else? Then the best can be found without all scores"
+    return getattr(self.scores, "__func__", None) is SequenceModel.scores
+
+
 @patch
 @contextmanager
-def cached_item_table(self: SequenceModel) -> Iterator[None]:
-    "Make the item table once for everything that is scored inside; the weights must not change there"
+def cached_item_table(self: SequenceModel) -> Iterator[Tensor | None]:
+    "The item table, made once for everything that is scored inside; the weights must not change there"
     outer = self._cached_table
     if outer is None:
-        with self.evaluating():
-            self._cached_table = self.item_table()
+        self._cached_table = self._current_table()
     try:
-        yield
+        yield self._cached_table
     finally:
         self._cached_table = outer
 
@@ -274,7 +327,7 @@ def item_cosines(
     rows = normalize(table.detach().float().cpu(), dim=-1)
     return rows @ rows[column]
 
-# %% ../../nbs/api/models/31_base.ipynb #f5fb9eba
+# %% ../../nbs/api/models/31_base.ipynb #6592d7b4
 @patch
 def extendable(self: SequenceModel, items: pd.DataFrame) -> np.ndarray:  # (n,) bool
     "Which new items, rows of an item table, it could take in; none by default"
@@ -301,6 +354,12 @@ def fingerprint(self: SequenceModel, items: pd.DataFrame) -> str:
 @patch
 def attention_weights(self: SequenceModel, tokens: Tensor) -> Tensor | None:  # (T,) -> (layers, H, T, T)
     "How much each step of one history looks at each earlier one; None: it has no attention that can be shown"
+    return None
+
+
+@patch
+def new_cache(self: SequenceModel) -> object | None:
+    "An empty cache for `encode`, which then reads only what is new of one history; None: it reads every history anew"
     return None
 
 

@@ -106,6 +106,12 @@ def rotary(self: ItemLM, first: int, stop: int) -> tuple[Tensor, Tensor] | None:
         return self.cos[first:stop], self.sin[first:stop]
     return rotary_angles(torch.arange(first, stop, device=self.cos.device), self.config.head_size)
 
+# %% ../../nbs/api/models/34_item_lm.ipynb #11cab580
+@patch
+def new_cache(self: ItemLM) -> list[KeyValues] | None:  # one a block
+    "An empty cache for `encode`; None where every new item moves the positions of the old ones"
+    return None if self.config.position == "learned" else [KeyValues() for _ in self.layers]
+
 # %% ../../nbs/api/models/34_item_lm.ipynb #120e75bc
 @patch
 @torch.no_grad()

@@ -6,7 +6,7 @@
 __all__ = ['SEEN', 'SEEN_RULES', 'Recommender', 'known_items', 'PartRanks', 'vocabulary_hash', 'model_hash', 'write_run', 'load',
            'new_item_rows']
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #05348c27
+# %% ../../nbs/api/serving/55_recommender.ipynb #96fd788f
 import errno
 import hashlib
 import json
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from glob import escape
 from itertools import chain
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,7 @@ from ..metrics.ranks import Ranks, drop_seen, target_ranks
 from ..models.base import SequenceModel, check_savable, class_name, find_class
 from ..runs.folder import FILES, FORMAT, LOG, REPORT, RESUME, check_file, file_of, known_record, locked, read_record, saving, steady
 from .rules import BoundRules, Rules, rules_of, seen_since
-from .topk import top_lists
+from .topk import top_lists, top_products
 from ..show import facts, item_frame, item_titles
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #a5951b6b
@@ -225,7 +226,19 @@ def _left_out(
         return _since(had, seen, times, int(self.times.max(initial=0)))
     return self.in_window(had) if seen == "window" else had if seen == "drop" else had.head(0)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #6873b588
+# %% ../../nbs/api/serving/55_recommender.ipynb #898af6cf
+@patch
+def _product_lists(self: Recommender, read: Sequences, k: int, out: Ragged, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    "The k best columns for each history, none of them empty, by a model that scores by its item table"
+    columns, values = np.empty((len(read), k), np.int64), np.empty((len(read), k), np.float32)
+    order = np.argsort(read.lengths, kind="stable")
+    with torch.inference_mode(), self.model.cached_item_table() as table:
+        for rows in (order[i : i + batch] for i in range(0, len(order), batch)):
+            queries = self.model.queries(read.take(rows))
+            columns[rows], values[rows] = top_products(queries, table, k, out.take(rows))
+    return columns, values
+
+
 @patch
 def _search(
     self: Recommender,
@@ -238,12 +251,31 @@ def _search(
 ) -> tuple[np.ndarray, np.ndarray]:  # columns (B, k), best first; scores (B, k)
     "The k best columns for each history; -1 with a score of -inf where there are no more"
     columns, values = np.empty((len(tokens), k), np.int64), np.empty((len(tokens), k), np.float32)
-    out = self._left_out(tokens, seen, times)
-    for rows, scores, _ in self.batches(tokens, batch):
+    out, rest = self._left_out(tokens, seen, times), np.arange(len(tokens))
+    if bound.is_open and self.model.scored_by_table:
+        read = known_items(tokens, self.tokenizer)
+        some, rest = np.flatnonzero(read.lengths), np.flatnonzero(read.lengths == 0)
+        columns[some], values[some] = self._product_lists(read.take(some), k, out.take(some), batch)
+    for places, scores, _ in self.batches(tokens.take(rest), batch):
+        rows = rest[places]
         columns[rows], values[rows] = bound.lists(scores, k, out.take(rows), rows)
     return columns, values
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #61a1812a
+
+@patch
+def _list_length(self: Recommender, k: int) -> int:
+    "How long a list is asked for, or one clear error"
+    if (k := whole_number("k", k)) > self.n_items:
+        raise ValueError(f"k={k}: the catalogue has {self.n_items:,} items, ask for 1 to {self.n_items:,}")
+    return k
+
+
+@patch
+def _ids(self: Recommender, columns: np.ndarray) -> np.ndarray:
+    'Raw ids; "" for column -1'
+    return np.where(columns < 0, "", self.tokenizer.items[columns])
+
+# %% ../../nbs/api/serving/55_recommender.ipynb #c1b96767
 @patch
 @delegates(rules_of)
 def topk(
@@ -256,19 +288,21 @@ def topk(
     **kwargs,  # or its fields: allowed, blocked, at_most; lists of one's own are one a history
 ) -> tuple[np.ndarray, np.ndarray]:  # raw ids (B, k), best first; scores (B, k)
     'The k best items for each history; "" with a score of -inf where rules and seen filter leave fewer than k'
-    k, batch = whole_number("k", k), whole_number("batch", batch)
     tokens = histories if isinstance(histories, Ragged) else self.encode(histories)
-    if k > self.n_items:
-        raise ValueError(f"k={k}: the catalogue has {self.n_items:,} items, ask for 1 to {self.n_items:,}")
+    k, batch = self._list_length(k), whole_number("batch", batch)
     bound = rules_of(rules, **kwargs).bind(self.items, n_rows=len(tokens))
     columns, values = self._search(tokens, k, seen, bound, batch)
-    return np.append(self.tokenizer.items, "")[columns], values  # column -1 is the "" at the end
+    return self._ids(columns), values
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #5e7a0e7a
+# %% ../../nbs/api/serving/55_recommender.ipynb #09bdf8a1
 @patch
 def titles(self: Recommender, ids: np.ndarray) -> np.ndarray:  # raw ids -> titles
     'Titles of items; "" where there is none'
-    return pd.Series(item_titles(self.items), self.items.index, dtype=object).reindex(ids).to_numpy()
+    columns = self.items.index.get_indexer(ids)
+    return np.where(columns < 0, np.nan, item_titles(self.items.iloc[columns])).astype(object)
+
+
+_USERS: WeakKeyDictionary = WeakKeyDictionary()  # recommender -> its users, and where each stands; forgotten with the recommender
 
 
 @patch
@@ -277,7 +311,11 @@ def _rows_of(
     users: list[str],  # raw user ids
 ) -> np.ndarray:  # rows of the histories
     "Where some users stand"
-    rows = pd.Index(self.users).get_indexer(pd.Index(list(users), dtype=object))
+    known, index = _USERS.get(self, (None, None))
+    if known is not self.users:
+        index = pd.Index(self.users)
+        _USERS[self] = self.users, index
+    rows = index.get_indexer(pd.Index(list(users), dtype=object))
     if (rows < 0).any():
         unknown = list(users)[rows.argmin()]
         if not isinstance(unknown, str) and str(unknown) in set(self.users):
@@ -302,7 +340,7 @@ def _history_of(self: Recommender, rows: np.ndarray) -> Sequences:
     latest = np.where(histories.lengths > 0, self.times[ends - 1], 0) if len(self.times) else None
     return Sequences(histories.values, histories.offsets, latest)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #b6ebb5b0
+# %% ../../nbs/api/serving/55_recommender.ipynb #fa9ac364
 @patch
 def _times_of(self: Recommender, rows: np.ndarray) -> Ragged | None:
     "When users had the items of their histories; None where no times are known"
@@ -310,13 +348,15 @@ def _times_of(self: Recommender, rows: np.ndarray) -> Ragged | None:
 
 
 @patch
-def _table(self: Recommender, columns: np.ndarray, values: np.ndarray, names: np.ndarray) -> pd.DataFrame:
-    "Lists as a table: user, rank, item, title, score"
+def _table(self: Recommender, columns: np.ndarray, values: np.ndarray, names: np.ndarray | None = None) -> pd.DataFrame:
+    "Lists as a table: user, if they have names, rank, item, title, score"
     rows, ranks = np.nonzero(columns >= 0)
-    ids = self.tokenizer.items[columns[rows, ranks]]
-    return item_frame({"user": names[rows], "rank": ranks + 1, "item": ids, "title": self.titles(ids), "score": values[rows, ranks]})
+    found = columns[rows, ranks]
+    named = {"item": self.tokenizer.items[found], "title": item_titles(self.items.iloc[found])}
+    users = {} if names is None else {"user": names[rows]}
+    return item_frame({**users, "rank": ranks + 1, **named, "score": values[rows, ranks]})
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #32b02f27
+# %% ../../nbs/api/serving/55_recommender.ipynb #e16c6fbe
 @patch
 @delegates(rules_of)
 def recommend(
@@ -335,7 +375,7 @@ def recommend(
     k, rules = min(whole_number("k", k), self.n_items), rules_of(rules, **kwargs)
     if users is None:
         columns, values = self._search(self.encode([list(items)]), k, seen, rules.bind(self.items))
-        return self._table(columns, values, np.array([""])).drop(columns="user")
+        return self._table(columns, values)
     rows, names = self._rows_of(users), np.asarray(users)
     bound = rules.bind(self.items, names, len(rows))
     return self._table(*self._search(self._history_of(rows), k, seen, bound, times=self._times_of(rows)), names)
@@ -422,7 +462,7 @@ def item_vectors(self: Recommender) -> Tensor:  # (V, D) rows of length 1, on th
         raise ValueError(f"{type(self.model).__name__} has no item vectors, so there is no map of it; choose a run of another model")
     return normalize(table.detach().float().cpu(), dim=-1).clone()
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #d6c00e6a
+# %% ../../nbs/api/serving/55_recommender.ipynb #09073aea
 @patch
 @delegates(rules_of)
 def similar(
@@ -443,7 +483,7 @@ def similar(
     out = Ragged.from_lists([[column, *apart]], np.int64)
     bound = rules_of(rules, **kwargs).bind(self.items)
     columns, values = bound.lists(cosines.masked_fill(torch.isneginf(cosines), -1.0)[None], k, out, np.arange(1))
-    return self._table(columns, values, np.array([""])).drop(columns="user")
+    return self._table(columns, values)
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #8c0423b6
 @patch

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Rules', 'rules_of', 'condition', 'Choice', 'read_choice', 'BoundRules', 'take_limited', 'seen_since']
 
-# %% ../../nbs/api/serving/54_rules.ipynb #2df6e067
+# %% ../../nbs/api/serving/54_rules.ipynb #4e485efb
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -207,7 +208,7 @@ def _limits(at_most: Mapping[str, int], items: pd.DataFrame) -> tuple[np.ndarray
         padded.append(codes)
     return np.concatenate(padded, 1), most
 
-# %% ../../nbs/api/serving/54_rules.ipynb #d85c4019
+# %% ../../nbs/api/serving/54_rules.ipynb #6052bbb8
 def _as_places(choice: Choice, place: np.ndarray) -> Choice:
     "Lists of columns as places among the columns that are left"
     return choice if choice.lists is None else replace(choice, lists=replace(choice.lists, values=place[choice.lists.values]))
@@ -216,6 +217,15 @@ def _as_places(choice: Choice, place: np.ndarray) -> Choice:
 def _short(given: object) -> str:
     "What was given, in a line"
     return cut_text(" ".join(str(given).split()), 80)
+
+
+@lru_cache(maxsize=4)
+def _places(n: int, left: bytes | None = None) -> tuple[np.ndarray, np.ndarray]:  # (V,), (V + 1,)
+    "Columns that are left, and the place of each among them; None = all are, which a server asks for again and again"
+    columns = np.arange(n) if left is None else np.flatnonzero(np.frombuffer(left, bool))
+    place = np.full(n + 1, -1)
+    place[columns] = np.arange(len(columns))
+    return columns, place
 
 
 @patch
@@ -233,13 +243,12 @@ def bind(
     left = left if blocked.everybody is None else left & ~blocked.everybody
     if not left.any():
         raise ValueError(f"blocked={_short(self.blocked)} leaves no item: nobody could get anything")
-    columns, place = np.flatnonzero(left), np.full(len(items) + 1, -1)
-    place[columns] = np.arange(len(columns))
+    columns, place = _places(len(items), None if left.all() else left.tobytes())
     codes, most = _limits(self.at_most or {}, items)
     lists = {"allowed": _as_places(allowed, place), "blocked": _as_places(blocked, place)}
     return BoundRules(columns=columns, place=place, codes=None if codes is None else codes[columns], most=most, **lists)
 
-# %% ../../nbs/api/serving/54_rules.ipynb #4df85579
+# %% ../../nbs/api/serving/54_rules.ipynb #b1f307f4
 @patch
 def _mask(
     self: BoundRules,
@@ -262,6 +271,12 @@ def _mask(
 def has_lists(self: BoundRules) -> bool:
     "Have rows lists of their own?"
     return self.allowed.lists is not None or self.blocked.lists is not None
+
+
+@patch(as_prop=True)
+def is_open(self: BoundRules) -> bool:
+    "May everybody get everything?"
+    return not self.has_lists and self.codes is None and len(self.columns) + 1 == len(self.place)
 
 # %% ../../nbs/api/serving/54_rules.ipynb #d6ac6adf
 def _slots(columns: np.ndarray, codes: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (B, K, m), (counters,)
@@ -334,7 +349,7 @@ def _limited(self: BoundRules, scores: Tensor, k: int, out: Ragged, rows: np.nda
         found[short], values[short] = _pressed(both, theirs, take_limited(both, k, self.codes, self.most), k)
     return found, values
 
-# %% ../../nbs/api/serving/54_rules.ipynb #bb359ed9
+# %% ../../nbs/api/serving/54_rules.ipynb #7f91d4e9
 @patch
 def lists(
     self: BoundRules,
@@ -349,7 +364,7 @@ def lists(
         out = replace(out, values=self.place[np.maximum(out.values, -1)])
     search, n = self._look if self.codes is None else self._limited, min(k, len(self.columns))
     found, values = search(scores, n, out, rows)
-    columns = np.append(self.columns, -1)[found]
+    columns = np.where(found < 0, -1, self.columns[found])
     room = ((0, 0), (0, k - n))
     return np.pad(columns, room, constant_values=-1), np.pad(values, room, constant_values=-np.inf)
 
