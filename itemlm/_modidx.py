@@ -2544,6 +2544,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'itemlm/training/parallel.py'),
                                           'itemlm.training.parallel.World.claimed': ( 'api/training/parallel.html#world.claimed',
                                                                                       'itemlm/training/parallel.py'),
+                                          'itemlm.training.parallel.World.cut': ( 'api/training/parallel.html#world.cut',
+                                                                                  'itemlm/training/parallel.py'),
                                           'itemlm.training.parallel.World.gathered': ( 'api/training/parallel.html#world.gathered',
                                                                                        'itemlm/training/parallel.py'),
                                           'itemlm.training.parallel.World.mean': ( 'api/training/parallel.html#world.mean',

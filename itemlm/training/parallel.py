@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Loss', 'World', 'this_world', 'leaves_weights_out', 'own_device', 'joined']
 
-# %% ../../nbs/api/training/50_parallel.ipynb #7bd33566
+# %% ../../nbs/api/training/50_parallel.ipynb #8abbc641
 import copy
 import os
 import signal
@@ -27,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core import content_hash, path_of
+from ..data.tokenizer import PAD
 from ..runs.folder import claim_run
 
 # %% ../../nbs/api/training/50_parallel.ipynb #73c2bc7f
@@ -60,6 +61,20 @@ def share(
         return order[-1:], 0.0
     targets = lengths - 1
     return own, float(targets[own].sum() / targets.sum() * self.size)
+
+# %% ../../nbs/api/training/50_parallel.ipynb #8bce7e0f
+@patch
+def cut(
+    self: World,
+    batch: list[Tensor],  # length buckets, (B, T + 1) right-padded tokens each, on the CPU
+) -> tuple[list[Tensor], float]:  # those rows of them that this process takes; what its mean loss counts
+    "A process's share of a batch"
+    if self.size == 1:
+        return batch, 1.0
+    own, weight = self.share(np.concatenate([(tokens != PAD).sum(1).numpy() for tokens in batch]))
+    stops = np.cumsum([len(tokens) for tokens in batch])
+    rows = [own[(own >= stop - len(tokens)) & (own < stop)] - stop + len(tokens) for tokens, stop in zip(batch, stops)]
+    return [tokens[some] for tokens, some in zip(batch, rows) if len(some)], weight
 
 # %% ../../nbs/api/training/50_parallel.ipynb #06ca2de3
 @patch
@@ -202,7 +217,7 @@ def own_device(
     torch.cuda.set_device(local_rank)
     return "cuda"
 
-# %% ../../nbs/api/training/50_parallel.ipynb #10d2a377
+# %% ../../nbs/api/training/50_parallel.ipynb #09cb0106
 _GONE = "a process of this job has ended: the others stop too; what was saved last is whole, and the same command goes on from there"
 _LOST = ("gloo", "Connection", "connection", "NCCL")  # in the words of an error, when it is another process that is gone
 
@@ -212,7 +227,6 @@ class _Stopped(BaseException):
 
 
 def _stop(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Stopped
 
 
@@ -234,7 +248,7 @@ def _say_once(store: dist.Store, line: str) -> None:
     if first:
         print(line, file=sys.stderr, flush=True)
 
-# %% ../../nbs/api/training/50_parallel.ipynb #bd5c1bbe
+# %% ../../nbs/api/training/50_parallel.ipynb #973bd537
 @contextmanager
 def joined(device: str = "auto") -> Iterator[str]:  # the device of this process
     "Be one of the processes that torchrun has started, while the block lasts; what goes wrong is one line of one of them"
@@ -247,11 +261,9 @@ def joined(device: str = "auto") -> Iterator[str]:  # the device of this process
         dist.init_process_group(backend, timeout=timedelta(hours=2), world_size=size, rank=rank, store=store)
         yield device
         dist.destroy_process_group()
-    except Exception as error:
+    except (Exception, _Stopped) as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _say_once(store, _line_of(error))
         os._exit(1)  # no farewell to processes that may wait for it
-    except _Stopped as error:
-        _say_once(store, _line_of(error))
-        os._exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)

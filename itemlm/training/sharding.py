@@ -41,13 +41,14 @@ def gathered_state(model: nn.Module) -> dict[str, Tensor]:
     whole = lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return {name: whole(tensor).detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
-# %% ../../nbs/api/training/50_sharding.ipynb #dbe83989
+# %% ../../nbs/api/training/50_sharding.ipynb #12d1c5fd
 def own_items(
     n_items: int,  # V
     world: World,
 ) -> tuple[int, int]:  # first column, and the one after the last
-    "The items whose rows a process keeps"
-    return n_items * world.rank // world.size, n_items * (world.rank + 1) // world.size
+    "The items whose rows a process keeps, as DTensor cuts them"
+    each = -(-n_items // world.size)
+    return min(n_items, each * world.rank), min(n_items, each * (world.rank + 1))
 
 
 class _Summed(torch.autograd.Function):

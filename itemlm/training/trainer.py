@@ -190,7 +190,7 @@ def shown(
         if line:
             line.close()
 
-# %% ../../nbs/api/training/55_trainer.ipynb #b3643dd3
+# %% ../../nbs/api/training/55_trainer.ipynb #9c9760ff
 @patch
 def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     "One update; rate and dropout are functions of the step"
@@ -198,8 +198,7 @@ def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     torch.manual_seed(self.world.seed(config.seed, p.step))
     for group in self.optimizer.param_groups:
         group["lr"] = learning_rate(p.step - p.start, self.total - p.start, config) * (RESTART if p.start else 1)
-    own, weight = self.world.share(self.sequences.lengths[rows])
-    batch = self.sequences.buckets(rows[own]) if config.bucket else [self.sequences.rectangle(rows[own])]
+    batch, weight = self.world.cut(self.sequences.buckets(rows) if config.bucket else [self.sequences.rectangle(rows)])
     loss = self.world.mean(train_step(self.forward, self.optimizer, batch, config, self.labels, weight).item(), weight)
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {p.step}: lower lr={config.lr} or use precision='float32'")
