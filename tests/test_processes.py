@@ -115,6 +115,19 @@ def as_one_of_two(out: Path) -> None:
     for rule, found in sharded_top_lists(scores[:, first:stop].contiguous(), K, seen, scores.shape[1]).items():
         np.savez(out / f"{rule}{rank}.npz", *found)
     np.save(out / f"dropout{rank}.npy", this_world().seed(0, 5))
+    (out / f"refused{rank}.json").write_text(json.dumps(refused(out)))
+
+
+def refused(out: Path) -> dict[str, str]:
+    "What each process is told of a batch that is too small, and of data that the other does not have."
+    parts, said = some_parts(), {}
+    asked = {"batch": (parts, tiny(batch=1)), "data": (some_parts(this_world().rank), tiny())}
+    for name, (data, recipe) in asked.items():
+        try:
+            fit(data, recipe, out / f"refused {name}", device="cpu")
+        except ValueError as error:
+            said[name] = str(error)
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +195,23 @@ def test_sharded_lists_are_the_whole_ones(rule, two):
 
 def test_dropout_is_each_ones_own(two):
     assert np.load(two / "dropout0.npy") == 5 != np.load(two / "dropout1.npy")
+
+
+def test_what_cannot_be_shared_is_refused_by_all(two):
+    "And nothing is written."
+    said = [json.loads((two / f"refused{rank}.json").read_text()) for rank in range(2)]
+    assert said[0] == said[1] and said[0].keys() == {"batch", "data"}
+    assert "batch=1" in said[0]["batch"] and "2 processes" in said[0]["batch"]
+    assert "process 1 has other data or parameters than process 0" in said[0]["data"]
+    assert not list(two.glob("refused *"))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are GPUs for two processes")
+def test_a_process_without_a_gpu_is_refused(clicks, tmp_path):
+    done = subprocess.run(command(tmp_path / "run", clicks, "-p", "device", "cuda"), capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 1 and len(said) == 1 and "2 processes" in said[0] and "-p device cpu" in said[0], done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

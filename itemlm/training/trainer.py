@@ -402,7 +402,7 @@ def read_config(
     }
     return TrainingConfig(model=kind.Config(**fitted["model"]), **plain)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #6632098c
+# %% ../../nbs/api/training/55_trainer.ipynb #2e9ce5ed
 def _counted(rec: Recommender, folder: Path | None, parts: Split | None = None) -> Recommender:
     "A recommender that only counts, calibrated on the validation part of a split, and saved: there is nothing to train"
     rec.model.eval()
@@ -426,7 +426,7 @@ def _train(trainer: Trainer, max_minutes: float | None = None) -> Recommender:
     trainer.lap = time.monotonic()
     while not trainer.done:  # at least one step, however little time there is
         trainer.train_epoch(deadline)
-        if time.monotonic() > deadline:
+        if trainer.world.agreed(time.monotonic() > deadline)[0]:
             break
     if not trainer.done:
         trainer.say(f"stopped after {max_minutes:g} minutes, in epoch {trainer.epoch + 1} of {config.epochs}")
@@ -527,7 +527,7 @@ def _opened(folder: Path, model: SequenceModel, verbose: bool) -> Recommender:
         print(f"{folder.name} is finished: opened, not trained again", flush=True)
     return load(folder, str(model.device), type(model))
 
-# %% ../../nbs/api/training/55_trainer.ipynb #a1d22a15
+# %% ../../nbs/api/training/55_trainer.ipynb #79f5a788
 def _refit(
     parts: Split,
     config: TrainingConfig,
@@ -551,7 +551,8 @@ def _refit(
             _check_room(folder, 2 * _needed_bytes(rec))
         chosen = fit(parts, config, folder and folder / STRICT, device, minutes, verbose, log=log)
         left = None if minutes is None else minutes - (time.monotonic() - started) / 60
-        if left is None or (left > 0 and (not folder or _finished(folder / STRICT))):
+        over = this_world().agreed(left is not None and left <= 0)[0]
+        if left is None or (not over and (not folder or _finished(folder / STRICT))):
             return _train_anew(chosen, parts, whole, config, folder, left, verbose)
         if verbose:
             print("the time is up before the refit: this is the strict run so far", flush=True)
