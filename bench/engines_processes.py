@@ -29,7 +29,7 @@ from itemlm.data.datasets import load_dataset
 from itemlm.data.split import split
 from itemlm.data.tokenizer import ItemTokenizer
 from itemlm.models.item_lm import ItemLMConfig, small, tiny
-from itemlm.training.parallel import World, joined, this_world
+from itemlm.training.parallel import World, process_group, this_world
 from itemlm.training.schedule import make_optimizer
 from itemlm.training.sharding import check_table_fits, sharded_model, sharded_softmax
 from itemlm.training.trainer import initial_model, sized, train_step
@@ -166,7 +166,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.job:
         torch.set_num_threads(1)
-        with joined("cpu"):
+        with process_group("cpu"):
             {"speed": speed, "weights": weights, "memory": memory}[given.job](given.out)
         return
     with tempfile.TemporaryDirectory() as out:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['command_parser', 'asked_of', 'train_asked', 'start_processes', 'main']
 
-# %% ../nbs/api/77_train.ipynb #5ac55dab
+# %% ../nbs/api/77_train.ipynb #e68cbb6c
 import argparse
 import logging
 import os
@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from .jobs import find_job, open_job
 from .parameters import TrainParameters, job_parameters, setting
-from .training.parallel import joined, this_world
+from .training.parallel import process_group, this_world
 
 # %% ../nbs/api/77_train.ipynb #097afff4
 def command_parser() -> argparse.ArgumentParser:
@@ -83,7 +83,7 @@ def start_processes(
         return 1
     return 0
 
-# %% ../nbs/api/77_train.ipynb #c94402f3
+# %% ../nbs/api/77_train.ipynb #6cfc3b19
 def main(
     words: list[str] | None = None,  # of the command line; None = those of this process
 ) -> int:  # exit status
@@ -98,7 +98,7 @@ def main(
         print("" if int(os.environ.get("RANK", 0)) else f"ValueError: {error}", file=sys.stderr, flush=True)
         return 1
     try:
-        with joined(asked.device) if several else nullcontext(asked.device) as device:
+        with process_group(asked.device) if several else nullcontext(asked.device) as device:
             train_asked(replace(asked, device=device), not given.fit_only)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

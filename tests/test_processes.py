@@ -25,7 +25,7 @@ from itemlm.models.text.encoders import ItemLLMConfig
 from itemlm.models.text.rows import hierarchy
 from itemlm.serving.recommender import Recommender
 from itemlm.serving.topk import top_lists
-from itemlm.training.parallel import joined, this_world
+from itemlm.training.parallel import process_group, this_world
 from itemlm.training.schedule import make_optimizer
 from itemlm.training.sharding import (
     fully_sharded,
@@ -261,5 +261,5 @@ def test_a_killed_process_ends_the_job_and_another_number_goes_on(clicks, tmp_pa
 
 
 if __name__ == "__main__":
-    with joined("cpu"):
+    with process_group("cpu"):
         as_one_of_two(Path(sys.argv[1]))

@@ -126,7 +126,7 @@ def _first_progress(folder: Path | None, model: SequenceModel) -> Progress:
     known = dict(best=best["ndcg@10"], best_epoch=math.ceil(best["epoch"]), seconds=last["seconds"], log=before.log)
     return Progress(step=last["step"], start=last["step"], best_weights=copied_weights(model), **known)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #3ea6d80c
+# %% ../../nbs/api/training/55_trainer.ipynb #6c845ba9
 SAVE_EVERY = 120  # seconds between saves inside a long epoch
 
 
@@ -161,16 +161,18 @@ class Trainer:
         self.world.check_same(f"{self.progress.step} {self.progress.log}", "saved state")
         self.lap = time.monotonic()  # since when seconds are not yet counted
 
-    @property
-    def epoch(self) -> int:
-        "Epochs done"
-        return self.progress.step // self.steps_per_epoch
+# %% ../../nbs/api/training/55_trainer.ipynb #66cbae24
+@patch(as_prop=True)
+def epoch(self: Trainer) -> int:
+    "Epochs done"
+    return self.progress.step // self.steps_per_epoch
 
-    @property
-    def done(self) -> bool:
-        "All epochs done, or no better for `patience` epochs"
-        waited = self.epoch - max(self.progress.best_epoch, self.progress.start // self.steps_per_epoch)
-        return self.epoch >= self.config.epochs or (bool(self.progress.log) and waited >= self.config.patience)
+
+@patch(as_prop=True)
+def done(self: Trainer) -> bool:
+    "All epochs done, or no better for `patience` epochs"
+    waited = self.epoch - max(self.progress.best_epoch, self.progress.start // self.steps_per_epoch)
+    return self.epoch >= self.config.epochs or (bool(self.progress.log) and waited >= self.config.patience)
 
 # %% ../../nbs/api/training/55_trainer.ipynb #ff567606
 @patch
@@ -190,7 +192,16 @@ def shown(
         if line:
             line.close()
 
-# %% ../../nbs/api/training/55_trainer.ipynb #9c9760ff
+# %% ../../nbs/api/training/55_trainer.ipynb #38055a0f
+@patch
+def tell(self: Trainer, row: dict) -> None:  # of the log
+    "Hand a row to those who asked for it"
+    if callable(self.verbose):
+        self.verbose(row)
+    if self.log:
+        self.log("epoch", row)
+
+# %% ../../nbs/api/training/55_trainer.ipynb #170e8fa1
 @patch
 def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     "One update; rate and dropout are functions of the step"
@@ -226,16 +237,7 @@ def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
     if len(p.log) > known:
         self.tell(dict(p.log[-1]))
 
-
-@patch
-def tell(self: Trainer, row: dict) -> None:  # of the log
-    "Hand a row to those who asked for it"
-    if callable(self.verbose):
-        self.verbose(row)
-    if self.log:
-        self.log("epoch", row)
-
-# %% ../../nbs/api/training/55_trainer.ipynb #09831782
+# %% ../../nbs/api/training/55_trainer.ipynb #a7a21b93
 @patch
 def valid_ranks(self: Trainer) -> Ranks:
     "Where the validation targets stand; of several processes each ranks some of the users"
@@ -246,7 +248,7 @@ def valid_ranks(self: Trainer) -> Ranks:
     found = self.recommender.rank_part(self.parts, some, seen=("drop",))["drop"]
     return Ranks(greater=world.gathered(found.greater, len(part)), ties=world.gathered(found.ties, len(part)))
 
-
+# %% ../../nbs/api/training/55_trainer.ipynb #5d78b3f2
 @patch
 def validate(self: Trainer) -> None:
     "Rank the validation targets, keep the weights if they are the best so far, and log a row"
