@@ -217,7 +217,7 @@ def own_device(
     torch.cuda.set_device(local_rank)
     return "cuda"
 
-# %% ../../nbs/api/training/50_parallel.ipynb #09cb0106
+# %% ../../nbs/api/training/50_parallel.ipynb #f0712fd3
 _GONE = "a process of this job has ended: the others stop too; what was saved last is whole, and the same command goes on from there"
 _LOST = ("gloo", "Connection", "connection", "NCCL")  # in the words of an error, when it is another process that is gone
 
@@ -235,6 +235,8 @@ def _line_of(error: BaseException) -> str:
     lost = isinstance(error, dist.DistError | RuntimeError) and any(word in str(error) for word in _LOST)
     if lost or isinstance(error, _Stopped):
         return _GONE
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return f"MemoryError: {str(error).splitlines()[0]}: take fewer sequences a step (batch), a smaller model, or more processes"
     known = isinstance(error, ValueError | OSError | FloatingPointError | ImportError | MemoryError)
     return f"{type(error).__name__}: {error}" if known else "".join(traceback.format_exception(error)).strip()
 

@@ -184,14 +184,14 @@ def sharded_top_lists(
         found[rule] = _merged(*merge, min(k, n_items))
     return found
 
-# %% ../../nbs/api/training/50_sharding.ipynb #e733b036
+# %% ../../nbs/api/training/50_sharding.ipynb #2a4cdb31
 def table_bytes(
     n_items: int,  # V
     width: int,  # D
     processes: int = 1,
 ) -> int:
-    "What the item table takes of a process in training: float32 rows, gradient as it is formed and as it is kept, two averages"
-    return 5 * 4 * width * -(-n_items // processes)
+    "What the item table takes of a process in training, all float32: eight times its rows"
+    return 8 * 4 * width * -(-n_items // processes)
 
 
 def check_table_fits(
