@@ -6,7 +6,7 @@
 __all__ = ['said_here', 'opened_data', 'run_name', 'Job', 'find_job', 'open_job', 'training_job', 'popularity_report', 'headline',
            'folded', 'show_users', 'plotly_script', 'show_figures']
 
-# %% ../nbs/api/75_jobs.ipynb #f315eca5
+# %% ../nbs/api/75_jobs.ipynb #e3bc35b8
 import base64
 import gzip
 import json
@@ -14,6 +14,8 @@ import math
 import os
 import re
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -200,7 +202,34 @@ def open_job(
             pass
     return job
 
-# %% ../nbs/api/75_jobs.ipynb #a8e470f2
+# %% ../nbs/api/75_jobs.ipynb #a883ac51
+def _words(asked: TrainParameters) -> list[str]:
+    "Parameters as `python -m itemlm.train` takes them"
+    given = {name: value for name, value in vars(asked).items() if value != vars(TrainParameters())[name]}
+    return [word for name, value in given.items() for word in ("-p", name, str(value))]
+
+
+@patch
+def in_processes(
+    self: Job,
+    minutes: float | None,
+    verbose: bool,
+) -> Recommender:
+    "Train in several processes of this machine, their lines passed on"
+    asked, last = replace(self.asked, out_dir=str(self.folder), max_minutes=minutes or 0.0), ""
+    command = [sys.executable, "-m", "itemlm.train", "--fit-only", *_words(asked)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
+        for line in started.stdout:
+            last = line.strip() or last
+            if verbose:
+                print(line, end="", flush=True)
+    if started.returncode:
+        raise ValueError(last.removeprefix("ValueError: "))
+    rec = load(self.folder, self.asked.device, type(self.recipe.model).model_class)
+    self.seconds["fit"] = rec.log[-1]["seconds"] if rec.log else 0.0
+    return rec
+
+# %% ../nbs/api/75_jobs.ipynb #e0f59c0a
 @patch
 def train(
     self: Job,
@@ -209,6 +238,8 @@ def train(
 ) -> Recommender:
     "Train, go on, or open what is finished"
     started, limit = time.perf_counter(), minutes if minutes is not None else self.asked.max_minutes or None
+    if self.asked.processes > 1 and "RANK" not in os.environ:
+        return self.in_processes(limit, verbose)
     how = dict(device=self.asked.device, max_minutes=limit, verbose=verbose, refit=_REFIT.get(self.asked.refit, self.asked.refit))
     rec = fit(self.parts, self.recipe, out_dir=self.folder, **how)
     self.seconds["fit"] = rec.log[-1]["seconds"] if rec.log else time.perf_counter() - started

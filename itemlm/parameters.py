@@ -265,7 +265,7 @@ def _check_choices(asked: dict) -> None:
         if asked[name] not in ("", None) and asked["protocol"] != protocol:
             raise ValueError(f"parameter {name}={asked[name]!r} is of protocol={protocol}, and the protocol is {asked['protocol']}")
 
-# %% ../nbs/api/74_parameters.ipynb #75bad00e
+# %% ../nbs/api/74_parameters.ipynb #30c9b2e4
 @dataclass(frozen=True, kw_only=True)
 class UsualParameters:
     "What most trainings are asked for"
@@ -285,6 +285,7 @@ class UsualParameters:
     max_minutes: float = 0.0  # 0 = no limit
     precision: str = "float32"
     device: str = "auto"
+    processes: int = 1  # of this machine that train it together
     out_dir: str = ""  # the run folder; empty = one of its own in the workspace
     like: str = ""  # a run folder, or its name: what is not given is as it was there
     settings: str = ""  # anything by its dotted name, "model.width=128, loss.negatives=64"
@@ -311,8 +312,8 @@ class DataParameters:
     cuts: str = ""  # of global_time: "0.8,0.9", or dates, or Unix seconds
     n: int | None = None  # of last_n: test targets a user
 
-# %% ../nbs/api/74_parameters.ipynb #e5f9de89
-_ELSEWHERE = ("max_minutes", "device", "out_dir", "seeds", "like", "settings")  # not what a run is
+# %% ../nbs/api/74_parameters.ipynb #e87a83c2
+_ELSEWHERE = ("max_minutes", "device", "processes", "out_dir", "seeds", "like", "settings")  # not what a run is
 
 
 def _run_folder(name: str) -> Path:

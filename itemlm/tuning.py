@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['TRIALS', 'search_space', 'usual_space', 'TuneParameters', 'Search', 'open_search']
 
-# %% ../nbs/api/76_tuning.ipynb #5fabd9e7
+# %% ../nbs/api/76_tuning.ipynb #233ac2a5
 import json
 import math
 import re
 import shlex
 import time
+import uuid
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def _nearest(one: Any, value: object) -> object:
     "What Optuna is told of a preset's value that lies outside its range, such as no weight decay"
     return str(value) if hasattr(one, "choices") else min(max(value, one.low), one.high)
 
-# %% ../nbs/api/76_tuning.ipynb #5a517377
+# %% ../nbs/api/76_tuning.ipynb #331c0b8d
 def open_search(asked: TuneParameters) -> Search:
     "The search with these parameters, where it stopped"
     optuna = optional("optuna", "tune")
@@ -180,12 +181,14 @@ def open_search(asked: TuneParameters) -> Search:
     folder = Path(asked.runs_dir or workspace().runs).expanduser() / name
     folder.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(folder / "study.log")))
-    study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True, direction="maximize")
-    known = len(study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(seed=(asked.seed * 1_000_003 + known) % 2**32)  # goes on, and does not draw the same again
+    with FileLock(folder / ".lock", timeout=60):  # of several processes one begins
+        study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True, direction="maximize")
+        known = len(study.get_trials(deepcopy=False))
+        if not known:
+            study.enqueue_trial({name: _nearest(one, preset[name]) for name, one in space.items()}, user_attrs={"preset": True})
+    others = 500_009 * len([*folder.glob(".worker-*.lock")])  # who search already: draw other values than they
+    study.sampler = optuna.samplers.TPESampler(seed=(asked.seed * 1_000_003 + known + others) % 2**32)  # goes on, and repeats nothing
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
-    if not known:
-        study.enqueue_trial({name: _nearest(one, preset[name]) for name, one in space.items()}, user_attrs={"preset": True})
     return Search(asked=asked, base=base, parts=parts, space=space, folder=folder, study=study)
 
 # %% ../nbs/api/76_tuning.ipynb #6711ba23
@@ -242,16 +245,33 @@ def try_values(
     figures = {name: best[name] for name in ("ndcg@10", "recall@10")}
     return {"state": state, **figures, "epoch": best["epoch"], "epochs": log[-1]["epoch"], "seconds": log[-1]["seconds"]}
 
-# %% ../nbs/api/76_tuning.ipynb #5236e9b5
+# %% ../nbs/api/76_tuning.ipynb #b949fb30
 TRIALS = "trials.jsonl"  # a line a trial, in the search's folder
 
 
+def _alone(folder: Path) -> FileLock:
+    "For the moments in which a process of a search must not be disturbed by another"
+    return FileLock(folder / ".lock", timeout=60)
+
+
+def _alive(folder: Path, worker: str) -> bool:
+    "Does the process of that name still search?"
+    if not worker:
+        return False
+    try:
+        with FileLock(folder / f".{worker}.lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def _recovered(search: Search) -> None:
-    "Put what was cut off at the head of the queue"
+    "Put what was cut off at the head of the queue: trials of processes that are gone"
     state = optional("optuna.trial", "tune").TrialState
     for one in search.study.get_trials(deepcopy=False, states=(state.RUNNING,)):
-        search.study.enqueue_trial(one.params, user_attrs=one.user_attrs)
-        search.study.tell(one.number, state=state.FAIL)
+        if not _alive(search.folder, one.user_attrs.get("worker", "")):
+            search.study.enqueue_trial(one.params, user_attrs=one.user_attrs)
+            search.study.tell(one.number, state=state.FAIL)
 
 # %% ../nbs/api/76_tuning.ipynb #136200f6
 @patch
@@ -260,45 +280,68 @@ def told(self: Search) -> list[dict]:
     path = self.folder / TRIALS
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
-# %% ../nbs/api/76_tuning.ipynb #b60ccd4e
+# %% ../nbs/api/76_tuning.ipynb #893dee49
+@patch
+def next_trial(self: Search, worker: str = "") -> Any | None:  # optuna.Trial; None: as many as were asked for are over or being tried
+    "What is to be tried next, by this process and by no other"
+    running = optional("optuna.trial", "tune").TrialState.RUNNING
+    with _alone(self.folder):
+        _recovered(self)
+        many = len(self.told()) + len(self.study.get_trials(deepcopy=False, states=(running,)))
+        if 0 < self.asked.trials <= many:
+            return None
+        trial = self.study.ask(self.space)
+        trial.set_user_attr("worker", worker)
+    return trial
+
+
 @patch
 def go_on(
     self: Search,
     verbose: bool = True,
 ) -> None:
-    "Try values for as long as there is time; one process at a time"
-    try:
-        with FileLock(self.folder / ".lock", timeout=0):
-            _recovered(self)
-            deadline = time.monotonic() + 60 * self.asked.minutes
-            while (left := (deadline - time.monotonic()) / 60) > 0 and not 0 < self.asked.trials <= len(self.told()):
-                if not self.try_next(left, verbose):
-                    return
-    except Timeout:
-        raise ValueError(f"another process searches in {self.folder}: wait for it, or give another runs_dir") from None
+    "Try values for as long as there is time; several processes may do so at once, and share what they find"
+    worker = f"worker-{uuid.uuid4().hex[:8]}"
+    lock = FileLock(self.folder / f".{worker}.lock", timeout=0)
+    deadline = time.monotonic() + 60 * self.asked.minutes
+    with lock:
+        while (left := (deadline - time.monotonic()) / 60) > 0 and self.try_next(left, verbose, worker):
+            pass
+    (self.folder / f".{worker}.lock").unlink(missing_ok=True)
 
-# %% ../nbs/api/76_tuning.ipynb #bd751c0d
+# %% ../nbs/api/76_tuning.ipynb #51059376
 @patch
-def try_next(self: Search, minutes: float, verbose: bool) -> bool:  # False: the time was up before the trial's end
+def _outcome(self: Search, trial: Any, values: dict[str, str], minutes: float) -> dict | None:
+    "What values come to, contradictions and divergence included; None = the time was up before"
+    try:
+        return self.try_values(values, trial, minutes)
+    except BlockingIOError:
+        return {"state": "failed", "why": "another process tries the same values"}
+    except (ValueError, FloatingPointError) as error:  # values that contradict each other, or a rate that diverges
+        if not self.told():  # not even the preset can be trained
+            raise
+        return {"state": "failed", "why": str(error)}
+
+
+@patch
+def try_next(self: Search, minutes: float, verbose: bool, worker: str = "") -> bool:  # False: nothing is left to try, or no time
     "Train the trial that is next, and write down what it came to"
-    trial, kinds = self.study.ask(self.space), optional("optuna.trial", "tune").TrialState
+    trial, kinds = self.next_trial(worker), optional("optuna.trial", "tune").TrialState
+    if trial is None:
+        return False
     given = _preset_values(self.base) if trial.user_attrs.get("preset") else trial.params
     values = {name: _text(given[name]) for name in self.space}
     if verbose:
         print(f"trial {len(self.told()) + 1}: {text_of_pairs(values)}", flush=True)
-    try:
-        found = self.try_values(values, trial, minutes)
-    except (ValueError, FloatingPointError) as error:  # values that contradict each other, or a rate that diverges
-        if not self.told():  # not even the preset can be trained
-            raise
-        found = {"state": "failed", "why": str(error)}
+    found = self._outcome(trial, values, minutes)
     if found is None:
         return False
     state = {"complete": kinds.COMPLETE, "given up": kinds.PRUNED, "failed": kinds.FAIL}[found["state"]]
-    self.study.tell(trial, found["ndcg@10"] if state == kinds.COMPLETE else None, state)
-    rows = [*self.told(), {"values": values, **found}]
-    with atomic_write(self.folder / TRIALS) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with _alone(self.folder):
+        self.study.tell(trial, found["ndcg@10"] if state == kinds.COMPLETE else None, state)
+        rows = [*self.told(), {"values": values, **found}]
+        with atomic_write(self.folder / TRIALS) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return True
 
 # %% ../nbs/api/76_tuning.ipynb #51212713

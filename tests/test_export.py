@@ -128,6 +128,28 @@ def test_generate_says_items_alone(tmp_path):
     assert set(words.convert_ids_to_tokens(said[0].tolist())) <= set(rec.tokenizer.items)
 
 
+def test_a_trainer_goes_on(tmp_path):
+    "transformers' own, on the folder as it is: the loss falls, and what it saves generates."
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate: pip install 'itemlm[hf]'")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    rec = recommender()
+    to_hf(rec, tmp_path / "hf")
+    words = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    walks = [[rec.tokenizer.items[(start + step) % N_ITEMS] for step in range(6 + start % 5)] for start in range(48)]
+    rows = [{"input_ids": words(walk, is_split_into_words=True)["input_ids"]} for walk in walks]
+    how = TrainingArguments(tmp_path / "out", max_steps=24, logging_steps=4, learning_rate=3e-3, use_cpu=True, report_to=[], seed=0)
+    collate = DataCollatorForLanguageModeling(words, mlm=False)
+    trainer = Trainer(AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), how, collate, rows, processing_class=words)
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 6 and losses[-1] < losses[0] - 0.5, losses
+    trainer.save_model(tmp_path / "more")
+    batch = words([walks[0][:3]], is_split_into_words=True, return_tensors="pt")
+    said = AutoModelForCausalLM.from_pretrained(tmp_path / "more").generate(**batch, max_new_tokens=2)
+    assert (said[0, 3:] >= 8).all()
+
+
 def test_the_card_runs_and_tells_no_user(parts, tmp_path, monkeypatch, capsys):
     "Its five lines give the list that `topk` gives; its figures are the run's; no file names a user."
     rec = fit(parts, tiny(epochs=1), out_dir=tmp_path / "run", device="cpu", verbose=False)

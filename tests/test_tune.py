@@ -1,9 +1,14 @@
 "`tune.ipynb` as papermill runs it: goes on where it stopped, keeps the test shut, and says what cannot be searched."
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 from test_study import CSV, papermill, text_of
+
+from itemlm.parameters import pairs_of
 
 
 @pytest.fixture
@@ -32,6 +37,31 @@ def test_search_goes_on_and_ends_on_the_test_part(tmp_path, asked):
     assert not last.returncode, last.stderr[-3000:]
     shown = text_of(tmp_path / "last.ipynb")
     assert "the preset is the winner" in shown or "tuned" in shown
+
+
+SEARCH = """
+import sys
+from itemlm.tuning import TuneParameters, open_search
+asked = dict(k_core=60, preset="tiny", device="cpu", space="lr=0.003..0.03 log, model.dropout=0.0..0.4", settings="epochs=1")
+search = open_search(TuneParameters(**asked, trials=4, minutes=5, runs_dir=sys.argv[1]))
+search.go_on()
+"""
+
+
+def test_two_processes_share_a_search_and_one_takes_up_what_a_killed_one_left(tmp_path):
+    "On MovieLens latest-small, thinned out: four trials, none of them twice."
+    first, second = (
+        subprocess.Popen([sys.executable, "-c", SEARCH, str(tmp_path / "runs")], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    tried = next(line for line in second.stdout if line.startswith("trial")).partition(": ")[2]
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    said = first.communicate(timeout=300)[0]
+    assert not first.returncode
+    found = [row["values"] for row in trials(tmp_path)]
+    assert len(found) == len({json.dumps(values) for values in found}) == 4
+    assert pairs_of(tried.strip()) in found and tried.strip() in said, "the first one goes on with it"
+    assert not list((tmp_path / "runs").glob("tune-*/.worker-*.lock"))
 
 
 @pytest.mark.parametrize(

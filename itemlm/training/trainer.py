@@ -6,7 +6,7 @@
 __all__ = ['RESTART', 'SAVE_EVERY', 'STRICT', 'train_step', 'sized', 'build_model', 'prepare_model', 'initial_model',
            'sample_targets', 'Trainer', 'Estimate', 'estimate', 'run_identity', 'read_config', 'Refit', 'fit']
 
-# %% ../../nbs/api/training/55_trainer.ipynb #1935d20c
+# %% ../../nbs/api/training/55_trainer.ipynb #01c4cb56
 import copy
 import errno
 import json
@@ -23,37 +23,39 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import content_hash, number_between, resolve_device
+from ..core import content_hash, flatten, number_between, resolve_device
 from ..data.batches import TrainingSequences, epoch_order, training_sequences
 from ..data.split import Part, Split, with_validation
 from ..data.tokenizer import ItemTokenizer
-from ..metrics.ranks import ndcg, recall
+from ..metrics.ranks import Ranks, ndcg, recall
 from ..models.base import SequenceModel, check_savable, count_parameters, find_class
 from ..models.item_lm import small
 from ..models.losses import chunk_of
 from ..models.recipe import TrainingConfig
-from ..runs.folder import LOG, RESUME, check_file, claim_run, file_of, read_record, saving
+from ..runs.folder import LOG, RESUME, check_file, file_of, read_record, saving
 from ..serving.recommender import Recommender, load, vocabulary_hash, write_run
 from ..show import ProgressLine
 from .checkpoint import Progress, copied_weights, load_progress, save_progress
 from .labels import NeighbourLabels, loss_of
+from .parallel import this_world
 from .ppmi import ppmi_vectors
 from .schedule import learning_rate, make_optimizer
 
-# %% ../../nbs/api/training/55_trainer.ipynb #a7624348
+# %% ../../nbs/api/training/55_trainer.ipynb #f173e7a6
 def train_step(
     model: nn.Module,  # a SequenceModel, or what wraps one
     optimizer: torch.optim.Optimizer,
     batch: list[Tensor],  # length buckets, (B, T + 1) tokens each
     config: TrainingConfig,
     labels: NeighbourLabels | None = None,  # that share each target's
+    weight: float = 1.0,  # what the loss counts, of one of several processes
 ) -> Tensor:  # () mean loss of the batch, before the step
     "One update from one batch"
     device = optimizer.param_groups[0]["params"][0].device
     batch = [tokens.to(device, non_blocking=True) for tokens in batch]
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         loss = model(batch, loss_of(labels, config.loss, batch) if labels else config.loss)
-    loss.backward()
+    loss.backward(torch.full_like(loss, weight))
     if config.clip:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
     optimizer.step()
@@ -124,22 +126,31 @@ def _first_progress(folder: Path | None, model: SequenceModel) -> Progress:
     known = dict(best=best["ndcg@10"], best_epoch=math.ceil(best["epoch"]), seconds=last["seconds"], log=before.log)
     return Progress(step=last["step"], start=last["step"], best_weights=copied_weights(model), **known)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #103bb521
+# %% ../../nbs/api/training/55_trainer.ipynb #6c845ba9
 SAVE_EVERY = 120  # seconds between saves inside a long epoch
 
 
 class Trainer:
     "One training run: the loop's state and what it writes"
 
-    def __init__(self, rec: Recommender, parts: Split, config: TrainingConfig, folder: Path | None = None, verbose: bool = True):
+    def __init__(
+        self,
+        rec: Recommender,
+        parts: Split,
+        config: TrainingConfig,
+        folder: Path | None = None,
+        verbose: bool = True,
+        log: Callable | None = None,
+    ):
         self.recommender, self.model, self.parts, self.config = rec, rec.model, parts, config
-        self.folder, self.verbose = folder, verbose
+        self.world, self.folder, self.verbose, self.log = this_world(), folder, verbose, log
         histories = rec.tokenizer.encode_codes(parts.train, parts.events.items.index)
         self.sequences = training_sequences(histories, config.model.max_len)
         if not len(self.sequences):
             raise ValueError("nothing to train on: no user has two items in the training part")
         self.valid = sample_targets(parts.valid, config.valid_targets, config.seed) if config.valid_targets else parts.valid
-        self.forward = torch.compile(self.model, dynamic=True) if config.compile else self.model
+        forward = self.world.wrapped(self.model, [self.sequences.rectangle(np.arange(1)).to(self.model.device)], config.loss)
+        self.forward = torch.compile(forward, dynamic=True) if config.compile else forward
         share = config.neighbour_labels
         self.labels = NeighbourLabels(share, self.model, parts, rec.tokenizer) if share else None
         self.optimizer = make_optimizer(self.model, config)
@@ -147,18 +158,21 @@ class Trainer:
         self.total = self.last = config.epochs * self.steps_per_epoch  # steps of the schedule; the step after which it ends
         resume = _resume_file(folder)
         self.progress = load_progress(resume, self.model, self.optimizer) if resume else _first_progress(folder, self.model)
+        self.world.check_same(f"{self.progress.step} {self.progress.log}", "saved state")
         self.lap = time.monotonic()  # since when seconds are not yet counted
 
-    @property
-    def epoch(self) -> int:
-        "Epochs done"
-        return self.progress.step // self.steps_per_epoch
+# %% ../../nbs/api/training/55_trainer.ipynb #66cbae24
+@patch(as_prop=True)
+def epoch(self: Trainer) -> int:
+    "Epochs done"
+    return self.progress.step // self.steps_per_epoch
 
-    @property
-    def done(self) -> bool:
-        "All epochs done, or no better for `patience` epochs"
-        waited = self.epoch - max(self.progress.best_epoch, self.progress.start // self.steps_per_epoch)
-        return self.epoch >= self.config.epochs or (bool(self.progress.log) and waited >= self.config.patience)
+
+@patch(as_prop=True)
+def done(self: Trainer) -> bool:
+    "All epochs done, or no better for `patience` epochs"
+    waited = self.epoch - max(self.progress.best_epoch, self.progress.start // self.steps_per_epoch)
+    return self.epoch >= self.config.epochs or (bool(self.progress.log) and waited >= self.config.patience)
 
 # %% ../../nbs/api/training/55_trainer.ipynb #ff567606
 @patch
@@ -178,16 +192,25 @@ def shown(
         if line:
             line.close()
 
-# %% ../../nbs/api/training/55_trainer.ipynb #e10fdc7f
+# %% ../../nbs/api/training/55_trainer.ipynb #38055a0f
+@patch
+def tell(self: Trainer, row: dict) -> None:  # of the log
+    "Hand a row to those who asked for it"
+    if callable(self.verbose):
+        self.verbose(row)
+    if self.log:
+        self.log("epoch", row)
+
+# %% ../../nbs/api/training/55_trainer.ipynb #170e8fa1
 @patch
 def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     "One update; rate and dropout are functions of the step"
     p, config = self.progress, self.config
-    torch.manual_seed(config.seed * 1_000_003 + p.step)
+    torch.manual_seed(self.world.seed(config.seed, p.step))
     for group in self.optimizer.param_groups:
         group["lr"] = learning_rate(p.step - p.start, self.total - p.start, config) * (RESTART if p.start else 1)
-    batch = self.sequences.buckets(rows) if config.bucket else [self.sequences.rectangle(rows)]
-    loss = train_step(self.forward, self.optimizer, batch, config, self.labels).item()
+    batch, weight = self.world.cut(self.sequences.buckets(rows) if config.bucket else [self.sequences.rectangle(rows)])
+    loss = self.world.mean(train_step(self.forward, self.optimizer, batch, config, self.labels, weight).item(), weight)
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {p.step}: lower lr={config.lr} or use precision='float32'")
     targets = int(self.sequences.lengths[rows].sum()) - len(rows)
@@ -202,23 +225,35 @@ def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
     self.model.train()
     for rows in self.shown(order[p.step % self.steps_per_epoch :][: self.last - p.step]):
         self.step(rows)
-        if time.monotonic() > deadline:
+        over, due = self.world.agreed(time.monotonic() > deadline, time.monotonic() - self.lap > SAVE_EVERY)
+        if over:
             break
-        if time.monotonic() - self.lap > SAVE_EVERY:
+        if due:
             self.save()
     self.validate()
     if p.step % self.steps_per_epoch == 0:
         p.loss, p.targets = 0.0, 0
     self.save()
-    if callable(self.verbose) and len(p.log) > known:
-        self.verbose(dict(p.log[-1]))
+    if len(p.log) > known:
+        self.tell(dict(p.log[-1]))
 
-# %% ../../nbs/api/training/55_trainer.ipynb #f2ce387c
+# %% ../../nbs/api/training/55_trainer.ipynb #a7a21b93
+@patch
+def valid_ranks(self: Trainer) -> Ranks:
+    "Where the validation targets stand; of several processes each ranks some of the users"
+    part, world = self.valid, self.world
+    rows = world.rows(len(part))
+    some = replace(part, users=part.users[rows], histories=part.histories.take(rows), targets=part.targets[rows])
+    world.same_buffers(self.model)
+    found = self.recommender.rank_part(self.parts, some, seen=("drop",))["drop"]
+    return Ranks(greater=world.gathered(found.greater, len(part)), ties=world.gathered(found.ties, len(part)))
+
+# %% ../../nbs/api/training/55_trainer.ipynb #5d78b3f2
 @patch
 def validate(self: Trainer) -> None:
     "Rank the validation targets, keep the weights if they are the best so far, and log a row"
     p = self.progress
-    ranks = self.recommender.rank_part(self.parts, self.valid, seen=("drop",))["drop"]
+    ranks = self.valid_ranks()
     score, epoch = float(ndcg(ranks, 10).mean()), p.step / self.steps_per_epoch
     if score > p.best:
         p.best, p.best_epoch = score, math.ceil(epoch)
@@ -246,12 +281,12 @@ def say(self: Trainer, line: str) -> None:
     if self.verbose:
         print(line, flush=True)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #8ab5e3ce
+# %% ../../nbs/api/training/55_trainer.ipynb #7acb9d15
 @patch
 def save(self: Trainer) -> None:
     "Write what it takes to go on from here, and the log beside it"
     self.count_seconds()
-    if self.folder:
+    if self.folder and self.world.writes:
         with saving(self.folder) as stage:
             save_progress(stage / RESUME, self.progress, self.model, self.optimizer)
             (stage / LOG).write_text("".join(json.dumps(row) + "\n" for row in self.progress.log))
@@ -270,7 +305,7 @@ def finish(self: Trainer) -> Recommender:
     self.model.eval()
     self.calibrate()
     self.recommender.log = self.progress.log
-    if self.folder:
+    if self.folder and self.world.writes:
         write_run(self.recommender, self.folder, finished=self.done)
     return self.recommender
 
@@ -369,13 +404,13 @@ def read_config(
     }
     return TrainingConfig(model=kind.Config(**fitted["model"]), **plain)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #1a662b0a
+# %% ../../nbs/api/training/55_trainer.ipynb #2e9ce5ed
 def _counted(rec: Recommender, folder: Path | None, parts: Split | None = None) -> Recommender:
     "A recommender that only counts, calibrated on the validation part of a split, and saved: there is nothing to train"
     rec.model.eval()
     if parts:
         rec.calibrate(parts)
-    if folder:
+    if folder and this_world().writes:
         write_run(rec, folder, finished=True)
     return rec
 
@@ -393,7 +428,7 @@ def _train(trainer: Trainer, max_minutes: float | None = None) -> Recommender:
     trainer.lap = time.monotonic()
     while not trainer.done:  # at least one step, however little time there is
         trainer.train_epoch(deadline)
-        if time.monotonic() > deadline:
+        if trainer.world.agreed(time.monotonic() > deadline)[0]:
             break
     if not trainer.done:
         trainer.say(f"stopped after {max_minutes:g} minutes, in epoch {trainer.epoch + 1} of {config.epochs}")
@@ -473,7 +508,7 @@ def _train_anew(
     steps = Trainer(chosen, parts, config, verbose=False).total
     return _train(Refit(chosen, steps, rec, whole, sized_config, folder, verbose), max_minutes)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #4137ff19
+# %% ../../nbs/api/training/55_trainer.ipynb #5f9df472
 def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | None) -> TrainingConfig:
     "What `fit` was given, or one clear error"
     config = config or small()
@@ -481,6 +516,8 @@ def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | N
         raise ValueError(f"fit takes a TrainingConfig, such as small() or TrainingConfig(model=Mine.Config()); got {type(config).__name__}")
     if max_minutes is not None:
         number_between("max_minutes", max_minutes, low_too=False)  # None: no limit
+    if config.batch < (processes := this_world().size):
+        raise ValueError(f"batch={config.batch} sequences a step are too few for {processes} processes: start fewer, or raise batch")
     if not len(parts.valid):
         raise ValueError("no user has a validation target to choose the weights by: choose other cuts in split()")
     return config
@@ -492,9 +529,16 @@ def _opened(folder: Path, model: SequenceModel, verbose: bool) -> Recommender:
         print(f"{folder.name} is finished: opened, not trained again", flush=True)
     return load(folder, str(model.device), type(model))
 
-# %% ../../nbs/api/training/55_trainer.ipynb #284fb387
+# %% ../../nbs/api/training/55_trainer.ipynb #79f5a788
 def _refit(
-    parts: Split, config: TrainingConfig, how: bool | str, out_dir: str | Path | None, device: str, minutes: float | None, verbose: bool
+    parts: Split,
+    config: TrainingConfig,
+    how: bool | str,
+    out_dir: str | Path | None,
+    device: str,
+    minutes: float | None,
+    verbose: bool,
+    log: Callable | None = None,
 ) -> Recommender:
     "A strict run, and then training anew on more than its training part"
     if how not in (True, "everything"):
@@ -502,42 +546,48 @@ def _refit(
     started, whole = time.monotonic(), with_validation(parts, how == "everything")
     rec, sized_config = _new(parts, config, device)
     identity = run_identity(parts, sized_config, rec.model, rec.tokenizer, whole.protocol["training"])
-    with claim_run(out_dir, identity) if out_dir else nullcontext() as folder:
+    with this_world().claimed(out_dir, identity) if out_dir else nullcontext() as folder:
         if _finished(folder):
             return _opened(folder, rec.model, verbose)
         if folder:
             _check_room(folder, 2 * _needed_bytes(rec))
-        chosen = fit(parts, config, folder and folder / STRICT, device, minutes, verbose)
+        chosen = fit(parts, config, folder and folder / STRICT, device, minutes, verbose, log=log)
         left = None if minutes is None else minutes - (time.monotonic() - started) / 60
-        if left is None or (left > 0 and (not folder or _finished(folder / STRICT))):
+        over = this_world().agreed(left is not None and left <= 0)[0]
+        if left is None or (not over and (not folder or _finished(folder / STRICT))):
             return _train_anew(chosen, parts, whole, config, folder, left, verbose)
         if verbose:
             print("the time is up before the refit: this is the strict run so far", flush=True)
-        if folder:
+        if folder and this_world().writes:
             write_run(chosen, folder, finished=False)
         return chosen
 
-# %% ../../nbs/api/training/55_trainer.ipynb #b41e9225
+# %% ../../nbs/api/training/55_trainer.ipynb #faf8847c
 def fit(
     parts: Split,
     config: TrainingConfig | None = None,  # what to train and how; None = `small()`
     out_dir: str | Path | None = None,  # run folder: log, resume state and the finished recommender; None = keep nothing
     device: str = "auto",  # auto | cpu | cuda | cuda:1 ...
     max_minutes: float | None = None,  # stop after this much time; coming back to the same out_dir goes on
-    verbose: bool | Callable[[dict], None] = True,  # one line an epoch; a callable gets each epoch's row besides, for a tracker
+    verbose: bool | Callable[[dict], None] = True,  # one line an epoch; a callable gets each epoch's row besides
     refit: bool | str = False,  # then train anew on the validation part as well; "everything": on the test part, too
+    log: Callable[[str, dict], None] | None = None,  # a tracker: gets ("parameters", recipe), then ("epoch", row) of each epoch
 ) -> Recommender:
     "Train a model on the training part, choose its weights on the validation part, and return it as a `Recommender`"
-    config, device = _checked(parts, config, max_minutes), resolve_device(device)
+    config, device, world = _checked(parts, config, max_minutes), resolve_device(device), this_world()
+    verbose, log = (verbose, log) if world.writes else (False, None)
     if refit:
-        return _refit(parts, config, refit, out_dir, device, max_minutes, verbose)
+        return _refit(parts, config, refit, out_dir, device, max_minutes, verbose, log)
     rec, config = _new(parts, config, device)
     needed = _needed_bytes(rec)
     identity = run_identity(parts, config, rec.model, rec.tokenizer)
-    with claim_run(out_dir, identity) if out_dir else nullcontext() as folder:
+    world.check_same(json.dumps(identity, default=str), "data or parameters")
+    with world.claimed(out_dir, identity) if out_dir else nullcontext() as folder:
         if _finished(folder):
             return _opened(folder, rec.model, verbose)
         if folder:
             _check_room(folder, needed)
+        if log:
+            log("parameters", flatten(identity["fit"]))
         rec.model = prepare_model(rec.model, config, parts, rec.tokenizer)
-        return _train(Trainer(rec, parts, config, folder, verbose), max_minutes) if rec.model.learns else _counted(rec, folder, parts)
+        return _train(Trainer(rec, parts, config, folder, verbose, log), max_minutes) if rec.model.learns else _counted(rec, folder, parts)
