@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SAFE_SCORE', 'IGNORE', 'LOSSES', 'ChunkedCrossEntropy', 'chunk_of', 'linear_cross_entropy', 'sample_negatives',
-           'pair_scores', 'binary_cross_entropy', 'sampled_cross_entropy', 'scalable_cross_entropy', 'FullSoftmax',
-           'SampledSoftmax', 'BinaryCrossEntropy', 'ScalableCrossEntropy', 'full_softmax', 'sampled_softmax', 'bce',
-           'gbce', 'sce', 'described']
+           'pair_scores', 'binary_cross_entropy', 'sampled_cross_entropy', 'Drawn', 'draw_shared', 'SharedCrossEntropy',
+           'place_in', 'shared_cross_entropy', 'shared_binary_cross_entropy', 'scalable_cross_entropy', 'FullSoftmax',
+           'SampledSoftmax', 'BinaryCrossEntropy', 'ScalableCrossEntropy', 'SharedNegatives', 'SharedSoftmax',
+           'SharedBinaryCrossEntropy', 'full_softmax', 'sampled_softmax', 'bce', 'gbce', 'sce', 'shared_softmax',
+           'shared_gbce', 'described']
 
-# %% ../../nbs/api/models/32_losses.ipynb #6ee1d12f
+# %% ../../nbs/api/models/32_losses.ipynb #81f3e9f1
 import hashlib
 import math
 from collections.abc import Callable
@@ -20,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from ..core import number_between, whole_number
 
@@ -145,6 +148,120 @@ def sampled_cross_entropy(
     loss = torch.logsumexp(torch.cat([true[:, None], false + math.log(stands_for)], 1), 1) - true
     return loss.sum() / max(1, len(loss))
 
+# %% ../../nbs/api/models/32_losses.ipynb #57c916ef
+@dataclass(frozen=True)
+class Drawn:
+    "Items that all targets of a step are held against"
+
+    columns: Tensor  # (K,) item columns, rising
+    stands_for: Tensor  # (K,) items of the catalogue behind each, itself among them
+    share: float  # of the catalogue that is drawn
+
+
+def draw_shared(
+    n_items: int,  # V
+    k: int,  # of them, or all if there are fewer
+    device: str | torch.device = "cpu",
+) -> Drawn:
+    "A random item of each of k equal stretches of the catalogue"
+    k = min(k, n_items)
+    edges = torch.arange(k + 1, device=device) * n_items // k
+    sizes = edges.diff()
+    within = (torch.rand(k, dtype=torch.float64, device=device) * sizes).long()
+    return Drawn(edges[:-1] + within, sizes.float(), k / n_items)
+
+# %% ../../nbs/api/models/32_losses.ipynb #5b502d11
+class SharedCrossEntropy(torch.autograd.Function):
+    "Mean cross-entropy of each state's own score beside those of shared rows, all gradients formed chunk by chunk on the way"
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, rows: Tensor, own: Tensor, extra: Tensor, same: Tensor, chunk: int) -> Tensor:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        d_hidden, d_rows, d_own = (torch.zeros_like(one, dtype=exact) for one in (hidden, rows, own))
+        loss, own = hidden.new_zeros((), dtype=exact), own.to(exact)
+        reach = hidden.norm(dim=-1).max() * rows.norm(dim=-1).max() + extra.abs().max()
+        may_overflow = not max(reach, own.abs().max()) < SAFE_SCORE
+        for start in range(0, len(hidden), chunk):
+            here = slice(start, start + chunk)
+            h, true, hit = hidden[here], own[here], same[here]
+            p = torch.mm(rows, h.T).to(exact).add_(extra[:, None])  # (K, n)
+            if may_overflow:
+                top = torch.maximum(p.amax(0), true)
+                p, true = p.sub_(top), true - top
+            p.exp_()
+            masked = (hit >= 0).nonzero()[:, 0]
+            p[hit[masked], masked] = 0
+            at_target = true.exp()
+            total = p.sum(0) + at_target
+            loss += (total.log() - true).sum()
+            p = p.to(rows.dtype)
+            d_own[here] = at_target / total - 1
+            d_hidden[here] = p.T @ rows / total[:, None]
+            d_rows += p @ (h / total[:, None]).to(rows.dtype)
+        ctx.save_for_backward(*(one.div_(len(hidden)) for one in (d_hidden, d_rows, d_own)))
+        return loss / len(hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_loss: Tensor):
+        return *(one * d_loss for one in ctx.saved_tensors), None, None, None
+
+# %% ../../nbs/api/models/32_losses.ipynb #9989363a
+def place_in(
+    columns: Tensor,  # (K,) rising
+    wanted: Tensor,  # (N,)
+) -> Tensor:  # (N,) place of each among the columns; -1 = it is not there
+    "Where some columns stand among others"
+    place = torch.searchsorted(columns, wanted).clamp(max=len(columns) - 1)
+    return place.where(columns[place] == wanted, -1)
+
+
+def shared_cross_entropy(
+    hidden: Tensor,  # (..., D) hidden states
+    weight: Tensor,  # (V, D) rows of the item head
+    targets: Tensor,  # (...) int64 item columns; `IGNORE` = no target here
+    drawn: Drawn,  # negatives of all of them
+) -> Tensor:  # () mean over real targets; 0 where there is none
+    "Softmax over the true item and those that the step shares, each of which stands for its stretch of the catalogue"
+    real = targets != IGNORE
+    hidden, targets = hidden[real], targets[real]
+    if not len(targets):
+        return (hidden.sum() + F.embedding(drawn.columns, weight).sum()) * 0
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
+    with torch.autocast(device, enabled=False):
+        own = (hidden * F.embedding(targets, weight)).sum(-1)
+        rows, chunk = F.embedding(drawn.columns, weight), chunk_of(len(drawn.columns), device)
+        extra = drawn.stands_for.to(torch.promote_types(hidden.dtype, torch.float32)).log()
+        return SharedCrossEntropy.apply(hidden, rows, own, extra, place_in(drawn.columns, targets), chunk)
+
+# %% ../../nbs/api/models/32_losses.ipynb #5749f42f
+def _false_part(hidden: Tensor, rows: Tensor, same: Tensor) -> Tensor:  # (n, D), (K, D), (n,) -> ()
+    "Sum over what is false of each state"
+    scores = F.softplus((hidden @ rows.T).float())
+    masked = (same >= 0).nonzero()[:, 0]
+    return scores.sum() - scores[masked, same[masked]].sum()
+
+
+def shared_binary_cross_entropy(
+    hidden: Tensor,  # (..., D) hidden states
+    weight: Tensor,  # (V, D) rows of the item head
+    targets: Tensor,  # (...) int64 item columns; `IGNORE` = no target here
+    drawn: Drawn,  # negatives of all of them
+    calibration: float = 0.0,  # t of gBCE
+) -> Tensor:  # () mean over real targets; 0 where there is none
+    "True items up, those that the step shares down, with gBCE's calibration; scores are made again in the backward pass"
+    real = targets != IGNORE
+    hidden, targets = hidden[real], targets[real]
+    rows, same = F.embedding(drawn.columns, weight), place_in(drawn.columns, targets)
+    true = (hidden * F.embedding(targets, weight)).sum(-1).float()
+    power = drawn.share * (calibration * (1 - 1 / drawn.share) + 1 / drawn.share)
+    loss = power * F.softplus(-true).sum()
+    for h, s in zip(*(one.split(chunk_of(len(rows), hidden.device.type)) for one in (hidden, same))):
+        loss = loss + checkpoint(_false_part, h, rows, s, use_reentrant=False)
+    return loss / max(1, len(targets))
+
 # %% ../../nbs/api/models/32_losses.ipynb #016f328f
 def scalable_cross_entropy(
     hidden: Tensor,  # (N, D)
@@ -225,7 +342,50 @@ class ScalableCrossEntropy:
         directions = torch.randn(count, hidden.shape[1], device=hidden.device, dtype=hidden.dtype)
         return scalable_cross_entropy(hidden, table, targets, directions, count, self.items)
 
-# %% ../../nbs/api/models/32_losses.ipynb #fcd0eea9
+# %% ../../nbs/api/models/32_losses.ipynb #c758e528
+@dataclass(frozen=True)
+class SharedNegatives:
+    "A loss over targets and items that a whole step shares: nothing else of the catalogue is read"
+
+    negatives: int = 8192  # shared by all targets of a step
+
+    def __post_init__(self):
+        whole_number("negatives", self.negatives)
+
+    def draw(self, n_items: int, device: str | torch.device = "cpu") -> Drawn:
+        "What a step is held against"
+        return draw_shared(n_items, self.negatives, device)
+
+    def against(self, hidden: Tensor, table: Tensor, targets: Tensor, drawn: Drawn) -> Tensor:
+        "The loss with what was drawn; the table may hold the drawn rows and the targets' alone, all columns counted in it"
+        raise NotImplementedError
+
+    def __call__(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        return self.against(hidden, table, targets, self.draw(len(table), table.device))
+
+
+class SharedSoftmax(SharedNegatives):
+    "Cross-entropy over the target and shared items, with logQ correction"
+
+    def against(self, hidden: Tensor, table: Tensor, targets: Tensor, drawn: Drawn) -> Tensor:
+        return shared_cross_entropy(hidden, table, targets, drawn)
+
+
+@dataclass(frozen=True)
+class SharedBinaryCrossEntropy(SharedNegatives):
+    "Target up, shared items down, with gBCE's calibration"
+
+    t: float = 0.75  # 0 = plain BCE, 1 = no overconfidence left
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= number_between("t", self.t) <= 1:
+            raise ValueError(f"t={self.t!r} must be from 0, plain BCE, to 1, no overconfidence left")
+
+    def against(self, hidden: Tensor, table: Tensor, targets: Tensor, drawn: Drawn) -> Tensor:
+        return shared_binary_cross_entropy(hidden, table, targets, drawn, self.t)
+
+# %% ../../nbs/api/models/32_losses.ipynb #58097546
 def full_softmax() -> FullSoftmax:
     "Cross-entropy over the whole catalogue: exact, and the default"
     return FullSoftmax()
@@ -251,7 +411,18 @@ def sce(buckets: float = 2.0, items: int = 256) -> ScalableCrossEntropy:
     return ScalableCrossEntropy(buckets, items)
 
 
+def shared_softmax(negatives: int = 8192) -> SharedSoftmax:
+    "Cross-entropy over the target and so many items that a whole step shares, for catalogues too large for all"
+    return SharedSoftmax(negatives)
+
+
+def shared_gbce(t: float = 0.75, negatives: int = 8192) -> SharedBinaryCrossEntropy:
+    "`gbce` with negatives that a whole step shares"
+    return SharedBinaryCrossEntropy(negatives, t)
+
+
 LOSSES = {"full_softmax": full_softmax, "sampled_softmax": sampled_softmax, "bce": bce, "gbce": gbce, "sce": sce}
+LOSSES |= {"shared_softmax": shared_softmax, "shared_gbce": shared_gbce}
 
 # %% ../../nbs/api/models/32_losses.ipynb #c625dced
 def described(

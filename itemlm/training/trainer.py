@@ -38,6 +38,7 @@ from ..show import ProgressLine
 from .checkpoint import Progress, copied_weights, load_progress, save_progress
 from .labels import NeighbourLabels, loss_of
 from .ppmi import ppmi_vectors
+from .rows import some_rows, tables_of
 from .schedule import learning_rate, make_optimizer
 
 # %% ../../nbs/api/training/55_trainer.ipynb #a7624348
@@ -51,11 +52,17 @@ def train_step(
     "One update from one batch"
     device = optimizer.param_groups[0]["params"][0].device
     batch = [tokens.to(device, non_blocking=True) for tokens in batch]
+    some = some_rows(optimizer, batch, config.loss) if tables_of(optimizer) else None
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        loss = model(batch, loss_of(labels, config.loss, batch) if labels else config.loss)
+        if some:
+            loss = some.forward(model, config.loss)
+        else:
+            loss = model(batch, loss_of(labels, config.loss, batch) if labels else config.loss)
     loss.backward()
     if config.clip:
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        nn.utils.clip_grad_norm_([*model.parameters(), *(some.leaves.values() if some else ())], config.clip)
+    if some:
+        some.hand_over()
     optimizer.step()
     optimizer.zero_grad()
     return loss.detach()
@@ -206,7 +213,10 @@ def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
             break
         if time.monotonic() - self.lap > SAVE_EVERY:
             self.save()
-    self.validate()
+    if p.step % self.steps_per_epoch == 0:  # at no other step: where a run was stopped would show in the last bits
+        self.optimizer.settle()
+    with self.optimizer.settled():
+        self.validate()
     if p.step % self.steps_per_epoch == 0:
         p.loss, p.targets = 0.0, 0
     self.save()

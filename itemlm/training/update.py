@@ -259,6 +259,7 @@ def _learn(model: SequenceModel, all_known: Merged, config: TrainingConfig, how:
             loss = train_step(model, optimizer, sequences.buckets(rows), config).item()
             if not np.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {step} of the update: lower UpdateConfig(lr={how.lr})")
+    optimizer.settle()
     model.eval()
     return len(order)
 
