@@ -42,6 +42,18 @@ def copied_weights(model: SequenceModel) -> dict[str, Tensor]:
 MOMENTS = ("exp_avg", "exp_avg_sq", "decay")  # Adam's averages of each weight; the decay that a table moved by rows is owed
 
 
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The tensors on the CPU, in memory of their own; those that have it already are not copied"
+    found, places = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor if whole and place not in places else tensor.clone()
+        places.add(place)
+    return found
+
+
 def save_progress(path: Path, progress: Progress, model: SequenceModel, optimizer: torch.optim.Optimizer) -> None:
     "Write the state of a run as one safetensors file"
     tensors = {f"model.{name}": weight for name, weight in model.state_dict().items()}
@@ -50,10 +62,9 @@ def save_progress(path: Path, progress: Progress, model: SequenceModel, optimize
         known = optimizer.state.get(parameter, {})  # nothing of frozen ones
         tensors |= {f"{moment}.{name}": known[moment] for moment in MOMENTS if moment in known}
     numbers = {name: value for name, value in vars(progress).items() if name != "best_weights"}
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
         try:
-            save_file(tensors, temporary, {"progress": json.dumps(numbers)})
+            save_file(_apart(tensors), temporary, {"progress": json.dumps(numbers)})
         except SafetensorError as error:  # a full disk, in safetensors' words
             raise OSError(f"cannot write {path}: {error}; nothing was changed") from error
 
