@@ -117,7 +117,7 @@ class SomeRows:
         names = {weight: name for name, weight in model.named_parameters()}
         known = {names[weight]: leaf for weight, leaf in self.leaves.items()}
         against = lambda hidden, table, targets: loss.against(hidden, table, targets, self.drawn)
-        return torch.func.functional_call(model, known, (self.batch, against))
+        return torch.func.functional_call(model, known, (self.batch, against), tie_weights=False)
 
     def hand_over(self) -> None:
         "Give the weights the gradients of their rows"
