@@ -47,7 +47,7 @@ explore: env  ## serve the explorer by itself; voila.json asks for a token, answ
 	$(BIN)/voila nbs/explore.ipynb $(ARGS)
 
 bench: dev  ## measure, and record the figures in bench/results; ONLY=main_job for one topic
-	@set -e; for f in $(or $(ONLY:%=bench/%.py),$(filter-out %/record.py %/peer_rectools.py $(wildcard bench/speed_*.py),$(wildcard bench/*.py))); do \
+	@set -e; for f in $(or $(ONLY:%=bench/%.py),$(filter-out %/record.py %/peer_rectools.py %/synthetic.py $(wildcard bench/speed_*.py),$(wildcard bench/*.py))); do \
 	    echo "== $$f"; $(BIN)/python $$f; done
 
 # The environment is whole when the stamp is there and its Python runs; otherwise it is built anew.

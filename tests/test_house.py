@@ -22,7 +22,7 @@ models.text.templates models.text.encoders models.text.item_llm models.text.word
 models.text.content_knn models.text.semantic_ids models.text.generative models.text.hf models.presets
 runs.folder runs.ledger
 serving.topk serving.rules serving.recommender serving.index serving.follow serving.hugging_face serving.onnx
-training.schedule training.labels training.ppmi training.parallel training.sharding training.checkpoint
+training.rows training.schedule training.labels training.ppmi training.parallel training.sharding training.checkpoint
 training.trainer training.mix training.update
 evaluation.tables evaluation.report evaluation.folds evaluation.compare evaluation.protocols evaluation.cold
 explain

@@ -364,6 +364,12 @@ def new_cache(self: SequenceModel) -> object | None:
 
 
 @patch(as_prop=True)
+def item_parameters(self: SequenceModel) -> dict[str, int]:
+    "Weights with a row an item, and rows before the first one's, if a step may be handed some rows as if they were all; none by default"
+    return {}
+
+
+@patch(as_prop=True)
 def tokens_per_item(self: SequenceModel) -> float:
     "Tokens that are read for an item of a history, in the mean"
     return 1.0

@@ -172,6 +172,29 @@ def item_knn(**changes) -> TrainingConfig:
     return TrainingConfig(model=ItemKNN.Config(**changes), init="random")
 
 # %% ../../nbs/api/models/35_counting.ipynb #776f8c79
+def _met_together(
+    rows: Tensor,  # (n,) of the block
+    users: Tensor,  # (n,) who took each
+    own: Tensor,  # items of all users, one user after another
+    offsets: Tensor,  # (U + 1,) of the users
+    size: tuple[int, int],  # of the block, of the catalogue
+) -> Tensor:  # (b, V)
+    "Users that each item of a block has in common with each other item"
+    found, lengths = torch.zeros(size[0] * size[1]), offsets.diff()[users]
+    for some in _stretches(lengths, memory_budget() // 4):
+        whose, at = _row_entries(offsets, users[some])
+        places = rows[some][whose] * size[1] + own[at]
+        found.index_add_(0, places, torch.ones(len(places)))
+    return found.view(size)
+
+
+def _stretches(lengths: Tensor, most: int) -> list[slice]:
+    "Rows in stretches of about so many entries"
+    which = (lengths.cumsum(0) - lengths) // max(1, most)
+    starts = [0, *(which.diff().nonzero()[:, 0] + 1).tolist(), len(lengths)]
+    return [slice(start, stop) for start, stop in zip(starts, starts[1:])]
+
+
 @patch
 def setup(self: ItemKNN, parts: Split, tokenizer: ItemTokenizer) -> None:
     "Cosines of all pairs of items, a block of them at a time; the nearest are kept"
@@ -179,14 +202,14 @@ def setup(self: ItemKNN, parts: Split, tokenizer: ItemTokenizer) -> None:
     users = np.repeat(np.arange(len(train)), train.lengths)
     pairs = np.unique((train.values.astype(np.int64) - self.config.n_special) * len(train) + users)  # an item once a user
     items, users = torch.from_numpy(np.stack(np.divmod(pairs, len(train))))
-    size = (n_items, len(train))
-    table = torch.sparse_coo_tensor(torch.stack([items, users]), torch.ones(len(items)), size, check_invariants=False).coalesce()
     often = torch.bincount(items, minlength=n_items).float()
-    for block in torch.arange(n_items).split(max(1, memory_budget() // max(size))):
-        chosen = torch.zeros(len(train), len(block))
-        here = (items >= block[0]) & (items <= block[-1])
-        chosen[users[here], items[here] - block[0]] = 1
-        common = torch.sparse.mm(table, chosen).T  # (b, V) users in common
+    own = items[users.argsort(stable=True)].to(torch.int32)  # items of each user, one after another
+    offsets, ends = (
+        torch.cat([one.new_zeros(1), one]) for one in (torch.bincount(users, minlength=len(train)).cumsum(0), often.long().cumsum(0))
+    )
+    for block in torch.arange(n_items).split(max(1, memory_budget() // n_items)):
+        here = slice(ends[block[0]], ends[block[-1] + 1])
+        common = _met_together(items[here] - block[0], users[here], own, offsets, (len(block), n_items))
         cosine = common / ((often[block, None] * often).sqrt() + self.config.shrink)
         cosine[torch.arange(len(block)), block] = 0  # an item is no neighbour of itself
         best = cosine.topk(self.columns.shape[1])

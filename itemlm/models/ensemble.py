@@ -77,6 +77,14 @@ class Ensemble(Wrapper):
             network.setup(parts, tokenizer)
 
 # %% ../../nbs/api/models/38_ensemble.ipynb #c1f7c03b
+@patch(as_prop=True)
+def item_parameters(self: Ensemble) -> dict[str, int]:
+    known = [network.item_parameters for network in self.networks]
+    names = ["network", *(f"others.{n}" for n in range(len(self.others)))]
+    every = {f"{prefix}.{name}": before for prefix, own in zip(names, known) for name, before in own.items()}
+    return every if all(known) else {}
+
+
 @patch
 def start_from(self: Ensemble, directions: Tensor) -> None:
     for network in self.networks:

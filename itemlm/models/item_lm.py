@@ -67,6 +67,10 @@ class ItemLM(SequenceModel):
             last = module.o_proj if isinstance(module, Attention) else module.down_proj
             nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.layers))
 
+    @property
+    def item_parameters(self) -> dict[str, int]:
+        return {"embed_tokens.weight": self.config.n_special}
+
     def item_table(self) -> Tensor:  # (V, D)
         "Rows of the item head: score of item i = state . row i"
         return self.head_rows(self.embed_tokens.weight[self.config.n_special :])

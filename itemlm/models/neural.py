@@ -43,6 +43,10 @@ class GRU4Rec(SequenceModel):
         states, _ = self.gru(self.dropout(self.embed_tokens(tokens)))
         return self.output(self.dropout(states))
 
+    @property
+    def item_parameters(self) -> dict[str, int]:
+        return {"embed_tokens.weight": self.config.n_special}
+
 
 def gru4rec(**changes) -> TrainingConfig:
     "GRU4Rec with full cross-entropy"
@@ -99,6 +103,10 @@ class SASRec(SequenceModel):
             x = layer(x)
         return self.norm(x)
 
+    @property
+    def item_parameters(self) -> dict[str, int]:
+        return {"embed_tokens.weight": self.config.n_special}
+
 # %% ../../nbs/api/models/36_neural.ipynb #f8366bc4
 def sasrec(**changes) -> TrainingConfig:
     "SASRec with full cross-entropy"
@@ -141,6 +149,10 @@ class BERT4Rec(SequenceModel):
         x = self.dropout(self.norm(self.embed_tokens(tokens) + self.embed_positions(steps_back(tokens))))
         x = self.output(self.encoder(x, src_key_padding_mask=tokens == PAD))
         return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+
+    @property
+    def item_parameters(self) -> dict[str, int]:
+        return {"embed_tokens.weight": self.config.n_special, "bias": 0}
 
     def item_table(self) -> Tensor:  # (V, D + 1)
         return torch.cat([super().item_table(), self.bias[:, None]], 1)
@@ -222,6 +234,10 @@ class HSTU(SequenceModel):
         for layer in self.layers:
             x = layer(x)
         return F.normalize(x, dim=-1)
+
+    @property
+    def item_parameters(self) -> dict[str, int]:
+        return {"embed_tokens.weight": self.config.n_special}
 
     def item_table(self) -> Tensor:  # (V, D)
         return F.normalize(super().item_table(), dim=-1) / self.config.temperature

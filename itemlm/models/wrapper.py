@@ -83,6 +83,11 @@ def table_width(self: Wrapper) -> int:
     return self.network.table_width
 
 
+@patch(as_prop=True)
+def item_parameters(self: Wrapper) -> dict[str, int]:
+    return {f"network.{name}": before for name, before in self.network.item_parameters.items()}
+
+
 @patch
 def start_from(self: Wrapper, directions: Tensor) -> None:
     self.network.start_from(directions)

@@ -6,7 +6,6 @@
 __all__ = ['KINDS', 'Neighbours', 'Rounded', 'IndexFacts', 'IndexedRecommender', 'build_index', 'load_index']
 
 # %% ../../nbs/api/serving/56_index.ipynb #da3b2b23
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -189,7 +188,9 @@ def _near_lists(self: IndexedRecommender, queries: Tensor, k: int, out: Ragged, 
 
 
 @patch
-def _search(self: IndexedRecommender, tokens: Ragged, k: int, seen: object, bound: BoundRules, batch: int = 512, times: Ragged | None = None):
+def _search(
+    self: IndexedRecommender, tokens: Ragged, k: int, seen: object, bound: BoundRules, batch: int = 512, times: Ragged | None = None
+):
     "The k best columns for each history and their scores, from candidates; exactly where those are too few"
     columns, values = np.full((len(tokens), k), -1), np.full((len(tokens), k), -np.inf, np.float32)
     read, out = known_items(tokens, self.tokenizer), self._left_out(tokens, seen, times)
@@ -224,7 +225,9 @@ def _sample(rec: Recommender, histories: list | Ragged | None, asked: int, seed:
 
 def _indexed(rec: Recommender, index: object, facts: Callable[[], IndexFacts] | IndexFacts) -> IndexedRecommender:
     with rec.model.cached_item_table() as table:
-        return IndexedRecommender(**{one.name: getattr(rec, one.name) for one in fields(Recommender)}, index=index, table=table, facts=facts)
+        return IndexedRecommender(
+            **{one.name: getattr(rec, one.name) for one in fields(Recommender)}, index=index, table=table, facts=facts
+        )
 
 
 def _kind(name: str) -> type:

@@ -39,7 +39,19 @@ def copied_weights(model: SequenceModel) -> dict[str, Tensor]:
     return {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
 
 # %% ../../nbs/api/training/54_checkpoint.ipynb #3bf73e1f
-MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's averages of each weight
+MOMENTS = ("exp_avg", "exp_avg_sq", "decay")  # Adam's averages of each weight; the decay that a table moved by rows is owed
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The tensors on the CPU, in memory of their own; those that have it already are not copied"
+    found, places = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor if whole and place not in places else tensor.clone()
+        places.add(place)
+    return found
 
 
 def save_progress(path: Path, progress: Progress, model: SequenceModel, optimizer: torch.optim.Optimizer) -> None:
@@ -47,13 +59,12 @@ def save_progress(path: Path, progress: Progress, model: SequenceModel, optimize
     tensors = {f"model.{name}": weight for name, weight in model.state_dict().items()}
     tensors |= {f"best.{name}": weight for name, weight in progress.best_weights.items()}
     for name, parameter in model.named_parameters():
-        for moment in MOMENTS if parameter in optimizer.state else ():  # nothing of frozen ones
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+        known = optimizer.state.get(parameter, {})  # nothing of frozen ones
+        tensors |= {f"{moment}.{name}": known[moment] for moment in MOMENTS if moment in known}
     numbers = {name: value for name, value in vars(progress).items() if name != "best_weights"}
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
         try:
-            save_file(tensors, temporary, {"progress": json.dumps(numbers)})
+            save_file(_apart(tensors), temporary, {"progress": json.dumps(numbers)})
         except SafetensorError as error:  # a full disk, in safetensors' words
             raise OSError(f"cannot write {path}: {error}; nothing was changed") from error
 
@@ -75,5 +86,6 @@ def load_progress(path: Path, model: SequenceModel, optimizer: torch.optim.Optim
     for name, parameter in model.named_parameters():
         if name in groups[MOMENTS[0]]:
             step = torch.tensor(float(progress.step - progress.start), device=parameter.device)
-            optimizer.state[parameter] = {"step": step} | {moment: groups[moment][name].to(parameter.device) for moment in MOMENTS}
+            known = {moment: groups[moment][name].to(parameter.device) for moment in MOMENTS if name in groups[moment]}
+            optimizer.state[parameter] = {"step": step} | known
     return progress

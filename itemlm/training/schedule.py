@@ -12,6 +12,7 @@ import torch
 
 from ..models.base import SequenceModel
 from ..models.recipe import TrainingConfig
+from .rows import RowAdamW, item_tables
 
 # %% ../../nbs/api/training/52_schedule.ipynb #c53768e4
 def learning_rate(
@@ -34,9 +35,10 @@ def decayed(
     return parameter.ndim >= 2 and name.rpartition(".")[2] != "bias"
 
 
-def make_optimizer(model: SequenceModel, config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(model: SequenceModel, config: TrainingConfig) -> RowAdamW:
     "AdamW that decays matrices and leaves gains and biases alone; frozen weights are left out"
     trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     matrices, others = ([w for n, w in trained if decayed(n, w) is is_matrix] for is_matrix in (True, False))
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=(0.9, 0.98), fused=True)
+    groups, tables = [group for group in groups if group["params"]], item_tables(model, config)
+    return RowAdamW(groups, tables, lr=config.lr, betas=(0.9, 0.98), fused=True)

@@ -22,7 +22,14 @@ from ..data.events import Events, read_events
 from ..data.split import Part, Split
 from ..data.tokenizer import UNK, ItemTokenizer, Sequences
 from ..models.base import SequenceModel
-from ..models.losses import BinaryCrossEntropy, FullSoftmax, SampledSoftmax, ScalableCrossEntropy
+from itemlm.models.losses import (
+    BinaryCrossEntropy,
+    FullSoftmax,
+    SampledSoftmax,
+    ScalableCrossEntropy,
+    SharedBinaryCrossEntropy,
+    SharedSoftmax,
+)
 from ..models.recipe import TrainingConfig
 from ..serving.recommender import Recommender, new_item_rows
 from .ppmi import near_pairs
@@ -186,7 +193,8 @@ def start_rows(
     return normalize(rows, dim=-1) * table[n_special:].norm(dim=-1).median()
 
 # %% ../../nbs/api/training/56_update.ipynb #9c450256
-_LOSSES = {loss.__qualname__: loss for loss in (FullSoftmax, SampledSoftmax, BinaryCrossEntropy, ScalableCrossEntropy)}
+_KNOWN = FullSoftmax, SampledSoftmax, BinaryCrossEntropy, ScalableCrossEntropy, SharedSoftmax, SharedBinaryCrossEntropy
+_LOSSES = {loss.__qualname__: loss for loss in _KNOWN}
 
 
 def recipe_of_fit(rec: Recommender) -> TrainingConfig:
@@ -259,6 +267,7 @@ def _learn(model: SequenceModel, all_known: Merged, config: TrainingConfig, how:
             loss = train_step(model, optimizer, sequences.buckets(rows), config).item()
             if not np.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {step} of the update: lower UpdateConfig(lr={how.lr})")
+    optimizer.settle()
     model.eval()
     return len(order)
 

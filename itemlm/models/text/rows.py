@@ -217,6 +217,10 @@ class ItemTextLM(ItemLM):
     def table_width(self) -> int:
         return self.config.width
 
+    @property
+    def item_parameters(self) -> dict[str, int]:
+        return {}  # a row is made of more than its weight
+
     def item_table(self) -> Tensor:  # (V, D)
         return self.head_rows(self.embed_tokens.rows())
 
