@@ -14,7 +14,6 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyspark.sql import SparkSession
 from record import ROOT, record
 
 from itemlm.data.datasets import load_dataset
@@ -22,6 +21,11 @@ from itemlm.data.events import Events, read_events
 from itemlm.data.split import split
 from itemlm.models.item_lm import tiny
 from itemlm.training.trainer import fit
+
+try:
+    from pyspark.sql import SparkSession
+except ImportError:  # 400 MB that not everybody has
+    SparkSession = None
 
 CLOSE = 1e-5  # scores nearer to one another may change places with the users who are scored beside them
 NOTES = (
@@ -38,7 +42,7 @@ def same(found: Events, known: Events) -> bool:
     return alike and np.array_equal(found.times, known.times) and np.array_equal(found.users, known.users)
 
 
-def prepared_alike(events: Events, spark: SparkSession) -> bool:
+def prepared_alike(events: Events, spark: "SparkSession") -> bool:
     "Is the log of these events the same, read through each engine?"
     log = events.to_frame()
     log["time"] = np.arange(len(log)) + 1  # a total order
@@ -63,6 +67,9 @@ def lists_alike(events: Events, folder: Path) -> tuple[bool, float]:
 
 
 def main() -> None:
+    if SparkSession is None:
+        print("left out: it needs Java, and pyspark: pip install 'itemlm[spark]'")
+        return
     spark = (
         SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").config("spark.sql.shuffle.partitions", 4).getOrCreate()
     )
