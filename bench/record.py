@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -42,9 +43,18 @@ def record(
         **here,
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "notes": notes,
+        "notes": notes_beside(old.get("notes", ""), notes, topic),
     }
     return write(topic, result)
+
+
+def notes_beside(old: str, new: str, topic: str) -> str:
+    "The notes of a topic that several scripts write: a paragraph each, begun with the script's name"
+    script = Path(sys.argv[0]).stem
+    if script == topic:
+        return new
+    others = [line for line in old.split("\n") if line and not line.startswith(f"{script}: ")]
+    return "\n".join([*others, f"{script}: {new}"])
 
 
 def recorded(topic: str) -> dict:
