@@ -303,7 +303,7 @@ def attention_weights(self: SequenceModel, tokens: Tensor) -> Tensor | None:  # 
     "How much each step of one history looks at each earlier one; None: it has no attention that can be shown"
     return None
 
-
+# %% ../../nbs/api/models/31_base.ipynb #7d76e9ee
 @patch(as_prop=True)
 def item_parameters(self: SequenceModel) -> dict[str, int]:
     "Weights with a row an item, and rows before the first one's, if a step may be handed some rows as if they were all; none by default"
