@@ -32,7 +32,7 @@ from itemlm.training.trainer import build_model, train_step
 ITEMS, MEAN, USERS = 1_000_000, 12, 4_000
 PAPERMILL = Path(sys.executable).with_name("papermill")
 NOTES = (
-    "items_1m_*: small() at width 64 on 1,000,000 items, batches of 256 synthetic histories of 12 items in the mean, one step after another; "
+    "items_1m_*: small() at width 64 on 1,000,000 items, batches of 256 synthetic histories of 12 items in the mean; "
     "shared_softmax() with 8,192 negatives a step, and before: sampled_softmax() with 256 a target; the mean of two turns each, in turn. "
     "processor: for a second of processor time, which a busy machine bends less. ppmi_100k_*: ppmi_vectors of 2,000,000 synthetic "
     "interactions with 100,000 items. path_1m_*: nbs/train.ipynb by papermill on a Parquet table of 3,000,000 interactions, 1,000,000 "

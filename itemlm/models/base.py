@@ -362,7 +362,7 @@ def new_cache(self: SequenceModel) -> object | None:
     "An empty cache for `encode`, which then reads only what is new of one history; None: it reads every history anew"
     return None
 
-
+# %% ../../nbs/api/models/31_base.ipynb #7d76e9ee
 @patch(as_prop=True)
 def item_parameters(self: SequenceModel) -> dict[str, int]:
     "Weights with a row an item, and rows before the first one's, if a step may be handed some rows as if they were all; none by default"

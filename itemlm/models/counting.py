@@ -194,7 +194,7 @@ def _stretches(lengths: Tensor, most: int) -> list[slice]:
     starts = [0, *(which.diff().nonzero()[:, 0] + 1).tolist(), len(lengths)]
     return [slice(start, stop) for start, stop in zip(starts, starts[1:])]
 
-
+# %% ../../nbs/api/models/35_counting.ipynb #4df54811
 @patch
 def setup(self: ItemKNN, parts: Split, tokenizer: ItemTokenizer) -> None:
     "Cosines of all pairs of items, a block of them at a time; the nearest are kept"

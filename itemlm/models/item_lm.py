@@ -67,10 +67,6 @@ class ItemLM(SequenceModel):
             last = module.o_proj if isinstance(module, Attention) else module.down_proj
             nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.layers))
 
-    @property
-    def item_parameters(self) -> dict[str, int]:
-        return {"embed_tokens.weight": self.config.n_special}
-
     def item_table(self) -> Tensor:  # (V, D)
         "Rows of the item head: score of item i = state . row i"
         return self.head_rows(self.embed_tokens.weight[self.config.n_special :])
@@ -130,6 +126,11 @@ def attention_weights(self: ItemLM, tokens: Tensor) -> Tensor:  # (T,) -> (layer
             looks.append(layer.self_attn.weights(layer.input_layernorm(x), rotary)[0])
             x = layer(x, rotary)
         return torch.stack(looks)
+
+# %% ../../nbs/api/models/34_item_lm.ipynb #e0bea1ea
+@patch(as_prop=True)
+def item_parameters(self: ItemLM) -> dict[str, int]:
+    return {"embed_tokens.weight": self.config.n_special}
 
 # %% ../../nbs/api/models/34_item_lm.ipynb #219d28eb
 def small(**changes) -> TrainingConfig:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAFE_SCORE', 'LOG2_E', 'IGNORE', 'FULL_UP_TO', 'LOSSES', 'ChunkedCrossEntropy', 'chunk_of', 'linear_cross_entropy',
            'sample_negatives', 'pair_scores', 'binary_cross_entropy', 'sampled_cross_entropy', 'Drawn', 'draw_shared',
-           'SharedCrossEntropy', 'place_in', 'shared_cross_entropy', 'shared_binary_cross_entropy', 'nearest_items',
+           'SharedCrossEntropy', 'place_in', 'shared_cross_entropy', 'shared_binary_cross_entropy', 'hardest_items',
            'scalable_cross_entropy', 'FullSoftmax', 'SampledSoftmax', 'BinaryCrossEntropy', 'ScalableCrossEntropy',
            'SharedNegatives', 'SharedSoftmax', 'SharedBinaryCrossEntropy', 'AutoLoss', 'chosen_loss', 'full_softmax',
            'sampled_softmax', 'bce', 'gbce', 'sce', 'auto', 'shared_softmax', 'shared_gbce', 'described']
@@ -268,7 +268,7 @@ def shared_binary_cross_entropy(
     return loss / max(1, len(targets))
 
 # %% ../../nbs/api/models/32_losses.ipynb #016f328f
-def nearest_items(
+def hardest_items(
     directions: Tensor,  # (C, D)
     weight: Tensor,  # (V, D) rows of the item head
     k: int,  # of each direction
@@ -293,7 +293,7 @@ def scalable_cross_entropy(
     "Cross-entropy of the true item against the hard items of random directions (arXiv 2409.18721)"
     with torch.no_grad():
         rows = (directions @ hidden.T).topk(min(n_hidden, len(hidden))).indices  # (C, n)
-        columns = nearest_items(directions, weight, n_items)  # (C, m)
+        columns = hardest_items(directions, weight, n_items)  # (C, m)
     scores = (hidden[rows] @ weight[columns].transpose(1, 2)).float()  # (C, n, m)
     scores = scores.masked_fill(targets[rows][..., None] == columns[:, None], -torch.inf)  # the target stands beside them
     true = (hidden[rows] * weight[targets[rows]]).sum(-1, keepdim=True).float()  # (C, n, 1)
@@ -389,7 +389,7 @@ class SharedSoftmax(SharedNegatives):
     def against(self, hidden: Tensor, table: Tensor, targets: Tensor, drawn: Drawn) -> Tensor:
         return shared_cross_entropy(hidden, table, targets, drawn)
 
-
+# %% ../../nbs/api/models/32_losses.ipynb #ca63ab44
 @dataclass(frozen=True)
 class SharedBinaryCrossEntropy(SharedNegatives):
     "Target up, shared items down, with gBCE's calibration"
@@ -452,7 +452,7 @@ def sce(buckets: float = 2.0, items: int = 256) -> ScalableCrossEntropy:
     "Cross-entropy against hard items, for catalogues too large for all (arXiv 2409.18721)"
     return ScalableCrossEntropy(buckets, items)
 
-
+# %% ../../nbs/api/models/32_losses.ipynb #ab8a28d4
 def auto() -> AutoLoss:
     "The full softmax, and the shared one where the catalogue is too large for it"
     return AutoLoss()

@@ -43,10 +43,6 @@ class GRU4Rec(SequenceModel):
         states, _ = self.gru(self.dropout(self.embed_tokens(tokens)))
         return self.output(self.dropout(states))
 
-    @property
-    def item_parameters(self) -> dict[str, int]:
-        return {"embed_tokens.weight": self.config.n_special}
-
 
 def gru4rec(**changes) -> TrainingConfig:
     "GRU4Rec with full cross-entropy"
@@ -103,10 +99,6 @@ class SASRec(SequenceModel):
             x = layer(x)
         return self.norm(x)
 
-    @property
-    def item_parameters(self) -> dict[str, int]:
-        return {"embed_tokens.weight": self.config.n_special}
-
 # %% ../../nbs/api/models/36_neural.ipynb #f8366bc4
 def sasrec(**changes) -> TrainingConfig:
     "SASRec with full cross-entropy"
@@ -149,10 +141,6 @@ class BERT4Rec(SequenceModel):
         x = self.dropout(self.norm(self.embed_tokens(tokens) + self.embed_positions(steps_back(tokens))))
         x = self.output(self.encoder(x, src_key_padding_mask=tokens == PAD))
         return torch.cat([x, torch.ones_like(x[..., :1])], -1)
-
-    @property
-    def item_parameters(self) -> dict[str, int]:
-        return {"embed_tokens.weight": self.config.n_special, "bias": 0}
 
     def item_table(self) -> Tensor:  # (V, D + 1)
         return torch.cat([super().item_table(), self.bias[:, None]], 1)
@@ -235,10 +223,6 @@ class HSTU(SequenceModel):
             x = layer(x)
         return F.normalize(x, dim=-1)
 
-    @property
-    def item_parameters(self) -> dict[str, int]:
-        return {"embed_tokens.weight": self.config.n_special}
-
     def item_table(self) -> Tensor:  # (V, D)
         return F.normalize(super().item_table(), dim=-1) / self.config.temperature
 
@@ -246,3 +230,13 @@ class HSTU(SequenceModel):
 def hstu(**changes) -> TrainingConfig:
     "HSTU without time stamps, full cross-entropy"
     return TrainingConfig(model=HSTU.Config(), weight_decay=1e-3, init="random", epochs=40, patience=10).with_fields(**changes)
+
+# %% ../../nbs/api/models/36_neural.ipynb #e9bc3a68
+@patch(as_prop=True)
+def item_parameters(self: GRU4Rec | SASRec | HSTU) -> dict[str, int]:
+    return {"embed_tokens.weight": self.config.n_special}
+
+
+@patch(as_prop=True)
+def item_parameters(self: BERT4Rec) -> dict[str, int]:
+    return {"embed_tokens.weight": self.config.n_special, "bias": 0}

@@ -241,9 +241,7 @@ def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
             break
         if due:
             self.save()
-    if p.step % self.steps_per_epoch == 0:  # at no other step: where a run was stopped would show in the last bits
-        self.optimizer.settle()
-    with self.optimizer.settled():
+    with self.optimizer.settled(for_good=p.step % self.steps_per_epoch == 0):  # else where a run was stopped would show in the last bits
         self.validate()
     if p.step % self.steps_per_epoch == 0:
         p.loss, p.targets = 0.0, 0
@@ -337,7 +335,7 @@ class Estimate:
         cost = f"about {self.seconds_per_epoch:.3g} s an epoch and {self.memory_mb:,.0f} MB"
         return f"{self.parameters:,} parameters, {self.targets:,} targets an epoch: {cost}"
 
-
+# %% ../../nbs/api/training/55_trainer.ipynb #fdfde58c
 def _timed_step(model: SequenceModel, optimizer: torch.optim.Optimizer, batch: list[Tensor], config: TrainingConfig) -> float:
     "Seconds of one update, the device's queue included"
     start = time.perf_counter()
