@@ -19,13 +19,17 @@ from ..models.base import SequenceModel
 from ..models.losses import Drawn, SharedNegatives
 from ..models.recipe import TrainingConfig
 
-# %% ../../nbs/api/training/52_rows.ipynb #0cf56bf4
+# %% ../../nbs/api/training/52_rows.ipynb #faeda923
 class RowAdamW(torch.optim.AdamW):
     "AdamW; of a table whose gradient holds some rows, only these move, and the decay of all is one number"
 
     def __init__(self, params: Iterable, tables: dict[Tensor, int], **kwargs):
         super().__init__(params, **kwargs)
         self.tables = tables  # weights with a row an item, and rows before the first item's; none = every gradient is dense
+
+    def _owes(self, table: Tensor) -> bool:
+        "Is there decay that is not yet in the table?"
+        return table in self.state and bool(self.state[table].get("decay", 1) != 1)
 
     def read(self, table: Tensor, rows: Tensor) -> Tensor:  # (V, ...), (n,) -> (n, ...)
         "Some rows as they are now"
@@ -55,7 +59,7 @@ class RowAdamW(torch.optim.AdamW):
         move = mean.div_(square.sqrt_().div_((1 - beta_sq**step) ** 0.5).add_(group["eps"]))
         weight.index_add_(0, rows, move, alpha=-group["lr"] / (1 - beta**step) / state["decay"].item())
 
-# %% ../../nbs/api/training/52_rows.ipynb #a6bd9687
+# %% ../../nbs/api/training/52_rows.ipynb #e5d84b1e
 @patch
 @torch.no_grad()
 def settle(self: RowAdamW) -> None:
@@ -82,12 +86,6 @@ def settled(
             for table, (values, decay) in kept.items():
                 table.copy_(values)
                 self.state[table]["decay"].fill_(decay)
-
-
-@patch
-def _owes(self: RowAdamW, table: Tensor) -> bool:
-    "Is there decay that is not yet in the table?"
-    return table in self.state and self.state[table].get("decay", 1) != 1
 
 
 @patch
