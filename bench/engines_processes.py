@@ -30,7 +30,7 @@ from itemlm.data.split import split
 from itemlm.data.tokenizer import ItemTokenizer
 from itemlm.models.item_lm import ItemLMConfig, small, tiny
 from itemlm.training.parallel import World, process_group, this_world
-from itemlm.training.schedule import make_optimizer
+from itemlm.training.schedule import learning_rate, make_optimizer
 from itemlm.training.sharding import check_table_fits, sharded_model, sharded_softmax
 from itemlm.training.trainer import initial_model, sized, train_step
 
@@ -55,16 +55,18 @@ class Steps:
         parts = split(load_dataset("beauty"))
         tokenizer = ItemTokenizer.from_split(parts)
         self.world, self.recipe = world, sized(small(**changes), tokenizer)
-        torch.manual_seed(0)
-        self.model = initial_model(replace(self.recipe, init="random"), parts, tokenizer).train()
+        self.model = initial_model(self.recipe, parts, tokenizer).train()
         self.sequences = training_sequences(tokenizer.encode_codes(parts.train, parts.events.items.index), self.recipe.model.max_len)
         self.order = epoch_order(self.sequences, self.recipe.batch, 0, 0)
         self.forward = world.wrapped(self.model, [self.sequences.rectangle(self.order[0][:1])], self.recipe.loss)
         self.optimizer, self.done = make_optimizer(self.model, self.recipe), 0
+        self.steps = self.recipe.epochs * len(self.order)
 
     def step(self) -> int:  # targets
         rows = self.order[self.done % len(self.order)]
         torch.manual_seed(self.world.seed(0, self.done))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(min(self.done, self.steps - 1), self.steps, self.recipe)
         batch, weight = self.world.cut(self.sequences.buckets(rows))
         loss = train_step(self.forward, self.optimizer, batch, self.recipe, weight=weight).item()
         self.world.mean(loss, weight)

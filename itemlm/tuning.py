@@ -245,7 +245,7 @@ def try_values(
     figures = {name: best[name] for name in ("ndcg@10", "recall@10")}
     return {"state": state, **figures, "epoch": best["epoch"], "epochs": log[-1]["epoch"], "seconds": log[-1]["seconds"]}
 
-# %% ../nbs/api/76_tuning.ipynb #b949fb30
+# %% ../nbs/api/76_tuning.ipynb #fa26ffd2
 TRIALS = "trials.jsonl"  # a line a trial, in the search's folder
 
 
@@ -269,7 +269,9 @@ def _recovered(search: Search) -> None:
     "Put what was cut off at the head of the queue: trials of processes that are gone"
     state = optional("optuna.trial", "tune").TrialState
     for one in search.study.get_trials(deepcopy=False, states=(state.RUNNING,)):
-        if not _alive(search.folder, one.user_attrs.get("worker", "")):
+        worker = one.user_attrs.get("worker", "")
+        if not _alive(search.folder, worker):
+            (search.folder / f".{worker}.lock").unlink(missing_ok=True)
             search.study.enqueue_trial(one.params, user_attrs=one.user_attrs)
             search.study.tell(one.number, state=state.FAIL)
 

@@ -42,7 +42,7 @@ def test_search_goes_on_and_ends_on_the_test_part(tmp_path, asked):
 SEARCH = """
 import sys
 from itemlm.tuning import TuneParameters, open_search
-asked = dict(k_core=60, preset="tiny", device="cpu", space="lr=0.003..0.03 log, model.dropout=0.0..0.4", settings="epochs=1")
+asked = dict(k_core=30, preset="tiny", device="cpu", space="lr=0.003..0.03 log, model.dropout=0.0..0.4", settings="epochs=1")
 search = open_search(TuneParameters(**asked, trials=4, minutes=5, runs_dir=sys.argv[1]))
 search.go_on()
 """

@@ -293,7 +293,7 @@ def say(self: Trainer, line: str) -> None:
     if self.verbose:
         print(line, flush=True)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #7acb9d15
+# %% ../../nbs/api/training/55_trainer.ipynb #b727ebd3
 @patch
 def save(self: Trainer) -> None:
     "Write what it takes to go on from here, and the log beside it"
@@ -453,7 +453,7 @@ def read_config(
     }
     return TrainingConfig(model=kind.Config(**fitted["model"]), **plain)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #2e9ce5ed
+# %% ../../nbs/api/training/55_trainer.ipynb #241e7c46
 def _counted(rec: Recommender, folder: Path | None, parts: Split | None = None) -> Recommender:
     "A recommender that only counts, calibrated on the validation part of a split, and saved: there is nothing to train"
     rec.model.eval()
@@ -560,7 +560,7 @@ def _train_anew(
     steps = Trainer(chosen, parts, config, verbose=False).total
     return _train(Refit(chosen, steps, rec, whole, sized_config, folder, verbose), max_minutes)
 
-# %% ../../nbs/api/training/55_trainer.ipynb #5f9df472
+# %% ../../nbs/api/training/55_trainer.ipynb #af98ae69
 def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | None) -> TrainingConfig:
     "What `fit` was given, or one clear error"
     config = config or small()
@@ -581,7 +581,7 @@ def _opened(folder: Path, model: SequenceModel, verbose: bool) -> Recommender:
         print(f"{folder.name} is finished: opened, not trained again", flush=True)
     return load(folder, str(model.device), type(model))
 
-# %% ../../nbs/api/training/55_trainer.ipynb #79f5a788
+# %% ../../nbs/api/training/55_trainer.ipynb #0d0f421b
 def _refit(
     parts: Split,
     config: TrainingConfig,
@@ -614,7 +614,7 @@ def _refit(
             write_run(chosen, folder, finished=False)
         return chosen
 
-# %% ../../nbs/api/training/55_trainer.ipynb #faf8847c
+# %% ../../nbs/api/training/55_trainer.ipynb #1e8fbb2a
 def fit(
     parts: Split,
     config: TrainingConfig | None = None,  # what to train and how; None = `small()`
