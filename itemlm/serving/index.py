@@ -31,7 +31,7 @@ def _directions(
         table = torch.cat([table, (longest - squares).sqrt().to(table)[:, None]], 1)
     return table / longest.sqrt().to(table)
 
-# %% ../../nbs/api/serving/56_index.ipynb #518fda73
+# %% ../../nbs/api/serving/56_index.ipynb #a9e19ac6
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Neighbours:
     "A graph of near neighbours: looks at few items"
@@ -44,8 +44,9 @@ class Neighbours:
     def build(cls, table: Tensor, effort: int) -> "Neighbours":
         "The graph of an item table"
         usearch, rows = optional("usearch.index", "scale"), _directions(table.detach().float().cpu()).numpy()
-        graph = usearch.Index(ndim=rows.shape[1], metric="ip", dtype="i8", connectivity=16, expansion_add=effort)
-        graph.add(np.arange(len(rows)), rows, threads=torch.get_num_threads())
+        graph = usearch.Index(ndim=rows.shape[1], metric="ip", dtype="i8", connectivity=24, expansion_add=effort)
+        order = np.random.default_rng(0).permutation(len(rows))  # one cluster after another would be islands without a bridge
+        graph.add(order, rows[order], threads=torch.get_num_threads())
         return cls(graph=graph)
 
     def candidates(self, queries: Tensor, n: int) -> np.ndarray:  # (B, D) -> (B, n) columns; -1 = none
@@ -53,7 +54,7 @@ class Neighbours:
         asked = torch.nn.functional.normalize(queries.float().cpu(), dim=1).numpy()
         asked = np.pad(asked, ((0, 0), (0, self.graph.ndim - asked.shape[1])))
         self.graph.expansion_search = max(64, n)
-        found = self.graph.search(asked, n, threads=torch.get_num_threads())
+        found = self.graph.search(asked, n, threads=min(len(asked), torch.get_num_threads()))
         keys, counts = np.atleast_2d(found.keys), np.atleast_1d(getattr(found, "counts", len(found)))
         none = np.arange(keys.shape[1]) >= counts[:, None]
         return np.where(none, np.uint64(0), keys).astype(np.int64) - none
@@ -245,7 +246,7 @@ def _kind(name: str) -> type:
         raise ValueError(f"kind={name!r} is not one of {', '.join(KINDS)}")
     return KINDS[name]
 
-# %% ../../nbs/api/serving/56_index.ipynb #95ff54da
+# %% ../../nbs/api/serving/56_index.ipynb #296347ba
 def build_index(
     rec: Recommender,
     kind: str = "ann",  # ann (a graph of neighbours, by usearch) | int8 (a table of one byte a number)
@@ -253,7 +254,7 @@ def build_index(
     histories: list[list[str]] | Ragged | None = None,  # to measure it on; None = of known users
     asked: int = 500,  # how many of them
     candidates: int = 128,  # items a list that are scored exactly: more miss less and take longer
-    effort: int = 32,  # how far the graph looks for neighbours while it is built: more miss less and take longer to build
+    effort: int = 64,  # how far the graph looks for neighbours while it is built: more miss less and take longer to build
     verbose: bool = True,  # print what it holds
 ) -> IndexedRecommender:
     "The same recommender with an index of its items, and how much of the exact lists that finds"
