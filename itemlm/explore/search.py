@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TitleIndex', 'title_index']
 
-# %% ../../nbs/api/explore/82_search.ipynb #a6f41a17
+# %% ../../nbs/api/explore/82_search.ipynb #e37ad6ba
+import re
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -43,7 +44,7 @@ def _bytes(text: str) -> bytes:
     "Lower-cased, half characters that no file could hold included"
     return text.lower().encode("utf-8", "surrogatepass")
 
-# %% ../../nbs/api/explore/82_search.ipynb #c86c6230
+# %% ../../nbs/api/explore/82_search.ipynb #83e87c22
 _BLOCK = 2**15  # titles looked through at a time
 
 
@@ -53,7 +54,7 @@ def _lines_with(self: TitleIndex, words: list[bytes], start: int) -> np.ndarray:
     lines = self.lines.slice(start, _BLOCK)
     found = np.arange(start, start + len(lines))
     for word in words:
-        hit = pc.match_substring(lines, word)
+        hit = pc.match_substring_regex(lines, re.escape(word))  # quicker than match_substring at the same: it leaps to a first letter
         lines, found = lines.filter(hit), found[hit.to_numpy(zero_copy_only=False)]
     return found
 

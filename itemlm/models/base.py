@@ -202,7 +202,7 @@ def start_from(
         raise ValueError(f"{type(self).__name__} has no item table that could start from co-occurrence: set init='random'")
     self.embed_tokens.weight.copy_(directions * row_length(self.table_width))
 
-# %% ../../nbs/api/models/31_base.ipynb #f7db0b50
+# %% ../../nbs/api/models/31_base.ipynb #3cf151a6
 @patch
 def prompt(
     self: SequenceModel,
@@ -229,7 +229,7 @@ def evaluating(self: SequenceModel) -> Iterator[None]:
         if not still:
             self.train(training)
 
-
+# %% ../../nbs/api/models/31_base.ipynb #19e125bf
 @patch
 def queries(
     self: SequenceModel,
@@ -240,10 +240,7 @@ def queries(
         tokens, last = self.prompt(histories)
         return self.encode(tokens)[torch.arange(len(last), device=last.device), last]
 
-# %% ../../nbs/api/models/31_base.ipynb #b9e967e0
-_TABLES: WeakKeyDictionary = WeakKeyDictionary()  # model in evaluation mode -> the tensors it was made of, and its item table
-
-
+# %% ../../nbs/api/models/31_base.ipynb #c88ad200
 @dataclass(frozen=True)
 class _TensorState:
     "A tensor as it was"
@@ -259,6 +256,9 @@ class _TensorState:
     def holds(self, tensor: Tensor) -> bool:
         "Is it this tensor, unchanged?"
         return self.tensor() is tensor and (self.place, self.version) == (tensor.data_ptr(), tensor._version)
+
+# %% ../../nbs/api/models/31_base.ipynb #54e5908e
+_TABLES: WeakKeyDictionary = WeakKeyDictionary()  # model in evaluation mode -> the tensors it was made of, and its item table
 
 
 @patch
@@ -327,7 +327,7 @@ def item_cosines(
     rows = normalize(table.detach().float().cpu(), dim=-1)
     return rows @ rows[column]
 
-# %% ../../nbs/api/models/31_base.ipynb #6592d7b4
+# %% ../../nbs/api/models/31_base.ipynb #a9f39b65
 @patch
 def extendable(self: SequenceModel, items: pd.DataFrame) -> np.ndarray:  # (n,) bool
     "Which new items, rows of an item table, it could take in; none by default"
@@ -350,7 +350,7 @@ def fingerprint(self: SequenceModel, items: pd.DataFrame) -> str:
     "A name for what it reads of the item table in token order; two runs that differ here are two runs"
     return ""
 
-
+# %% ../../nbs/api/models/31_base.ipynb #697a163d
 @patch
 def attention_weights(self: SequenceModel, tokens: Tensor) -> Tensor | None:  # (T,) -> (layers, H, T, T)
     "How much each step of one history looks at each earlier one; None: it has no attention that can be shown"

@@ -17,7 +17,7 @@ from .recommender import Recommender
 from .rules import BoundRules, Rules, rules_of
 from .topk import top_products
 
-# %% ../../nbs/api/serving/59_follow.ipynb #e96f1096
+# %% ../../nbs/api/serving/59_follow.ipynb #0d9f7577
 class FollowedHistory:
     "One history that goes on; what was read of it stays read"
 
@@ -37,11 +37,8 @@ class FollowedHistory:
         self.tokens = np.append(self.tokens, self.rec.encode([items]).values)
         return self
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
     def __repr__(self) -> str:
-        return f"FollowedHistory({len(self)} items, {self._steps} kept)"
+        return f"FollowedHistory({len(self.tokens)} items, {self._steps} kept)"
 
     def _query(self, table: Tensor) -> Tensor:  # (V, D), another one after every change of the weights -> (1, D)
         "The state that the history ends in, read from where the last one was"
@@ -56,7 +53,7 @@ class FollowedHistory:
             self._state, self._steps = model.encode(new, self._cache)[:, -1], len(known)
         return self._state
 
-# %% ../../nbs/api/serving/59_follow.ipynb #8c3c43cc
+# %% ../../nbs/api/serving/59_follow.ipynb #76c277f4
 @patch
 def _lists(self: FollowedHistory, k: int, seen: object, bound: BoundRules) -> tuple[np.ndarray, np.ndarray]:  # (1, k) columns and scores
     "The k best columns; -1 with a score of -inf where there are no more"
@@ -68,7 +65,7 @@ def _lists(self: FollowedHistory, k: int, seen: object, bound: BoundRules) -> tu
         query = self._query(table)
         return top_products(query, table, k, out) if bound.is_open else bound.lists((query @ table.T).float(), k, out, np.arange(1))
 
-
+# %% ../../nbs/api/serving/59_follow.ipynb #ea066330
 @patch
 @delegates(rules_of)
 def topk(

@@ -226,7 +226,7 @@ def _left_out(
         return _since(had, seen, times, int(self.times.max(initial=0)))
     return self.in_window(had) if seen == "window" else had if seen == "drop" else had.head(0)
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #898af6cf
+# %% ../../nbs/api/serving/55_recommender.ipynb #3202c7b7
 @patch
 def _product_lists(self: Recommender, read: Sequences, k: int, out: Ragged, batch: int) -> tuple[np.ndarray, np.ndarray]:
     "The k best columns for each history, none of them empty, by a model that scores by its item table"
@@ -238,7 +238,7 @@ def _product_lists(self: Recommender, read: Sequences, k: int, out: Ragged, batc
             columns[rows], values[rows] = top_products(queries, table, k, out.take(rows))
     return columns, values
 
-
+# %% ../../nbs/api/serving/55_recommender.ipynb #287fa110
 @patch
 def _search(
     self: Recommender,
@@ -261,7 +261,7 @@ def _search(
         columns[rows], values[rows] = bound.lists(scores, k, out.take(rows), rows)
     return columns, values
 
-
+# %% ../../nbs/api/serving/55_recommender.ipynb #df7e4676
 @patch
 def _list_length(self: Recommender, k: int) -> int:
     "How long a list is asked for, or one clear error"
@@ -294,14 +294,14 @@ def topk(
     columns, values = self._search(tokens, k, seen, bound, batch)
     return self._ids(columns), values
 
-# %% ../../nbs/api/serving/55_recommender.ipynb #09bdf8a1
+# %% ../../nbs/api/serving/55_recommender.ipynb #9ef419a9
 @patch
 def titles(self: Recommender, ids: np.ndarray) -> np.ndarray:  # raw ids -> titles
     'Titles of items; "" where there is none'
     columns = self.items.index.get_indexer(ids)
     return np.where(columns < 0, np.nan, item_titles(self.items.iloc[columns])).astype(object)
 
-
+# %% ../../nbs/api/serving/55_recommender.ipynb #9b173d26
 _USERS: WeakKeyDictionary = WeakKeyDictionary()  # recommender -> its users, and where each stands; forgotten with the recommender
 
 

@@ -208,7 +208,7 @@ def _limits(at_most: Mapping[str, int], items: pd.DataFrame) -> tuple[np.ndarray
         padded.append(codes)
     return np.concatenate(padded, 1), most
 
-# %% ../../nbs/api/serving/54_rules.ipynb #6052bbb8
+# %% ../../nbs/api/serving/54_rules.ipynb #5afb9032
 def _as_places(choice: Choice, place: np.ndarray) -> Choice:
     "Lists of columns as places among the columns that are left"
     return choice if choice.lists is None else replace(choice, lists=replace(choice.lists, values=place[choice.lists.values]))
@@ -218,7 +218,7 @@ def _short(given: object) -> str:
     "What was given, in a line"
     return cut_text(" ".join(str(given).split()), 80)
 
-
+# %% ../../nbs/api/serving/54_rules.ipynb #51ce9598
 @lru_cache(maxsize=4)
 def _places(n: int, left: bytes | None = None) -> tuple[np.ndarray, np.ndarray]:  # (V,), (V + 1,)
     "Columns that are left, and the place of each among them; None = all are, which a server asks for again and again"
@@ -227,7 +227,7 @@ def _places(n: int, left: bytes | None = None) -> tuple[np.ndarray, np.ndarray]:
     place[columns] = np.arange(len(columns))
     return columns, place
 
-
+# %% ../../nbs/api/serving/54_rules.ipynb #dcb5333e
 @patch
 def bind(
     self: Rules,
