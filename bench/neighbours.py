@@ -3,6 +3,7 @@
     python bench/neighbours.py beauty item_lm 0 1 2          # data, model, seeds; trains where no run is here
     python bench/neighbours.py ml-1m item_lm 0 long_history
     python bench/neighbours.py beauty item_lm 0+1+2          # these seeds as one model, with neighbours and time prior
+    python bench/neighbours.py ml-1m item_lm 0+ long_history # one network, with both
     python bench/neighbours.py beauty hierarchy+item_lm 0    # late fusion, likewise
     python bench/neighbours.py beauty item_lm_ensemble 0     # two networks on the same batches; mixed, it is item_lm_full
 
@@ -64,7 +65,7 @@ def several(dataset: str, models: str, seeds: str, preset: str) -> None:
     "The same for networks of several seeds, or of two kinds, as one model"
     if models not in FULL:
         sys.exit(f"no model is named for {models} together: there are {', '.join(FULL)}")
-    jobs = [trained(asked(dataset, model, preset, int(seed))) for model in models.split("+") for seed in seeds.split("+")]
+    jobs = [trained(asked(dataset, model, preset, int(seed))) for model in models.split("+") for seed in seeds.split("+") if seed]
     job = find_job(asked(dataset, FULL[models], preset, int(seeds.partition("+")[0])))
     identity = json.loads(json.dumps(job.identity)) | {"apart": [one.identity for one in jobs]}
     if "+" not in models:
