@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import memory_budget, number_between, whole_number
 
-# %% ../../nbs/api/models/32_losses.ipynb #6e60eae4
+# %% ../../nbs/api/models/32_losses.ipynb #20d227d2
 SAFE_SCORE = 60  # e^60 times a billion items is still a float32, and so is one over it
 LOG2_E = 1 / math.log(2)  # e^x = 2^(x log2 e), and a power of two is the cheaper one
 
@@ -38,21 +38,19 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
         exact = torch.promote_types(hidden.dtype, torch.float32)  # half precision multiplies, float32 sums
         d_hidden, d_weight = torch.empty_like(hidden, dtype=exact), torch.zeros_like(weight, dtype=exact)
-        loss = hidden.new_zeros((), dtype=exact)
+        loss, whole = hidden.new_zeros((), dtype=exact), hidden.dtype == exact
         may_overflow = not hidden.norm(dim=-1).max() * weight.norm(dim=-1).max() < SAFE_SCORE
-        whole, wants = hidden.dtype == exact, any(ctx.needs_input_grad[:2])
-        scaled = hidden * LOG2_E if whole else hidden
         buffer = hidden.new_empty(len(weight) * min(chunk, len(hidden)))
         for start in range(0, len(hidden), chunk):
             h, t = hidden[start : start + chunk], targets[start : start + chunk]
-            p = torch.mm(weight, scaled[start : start + chunk].T, out=buffer[: len(weight) * len(h)].view(len(weight), -1))  # (V, n)
+            p = torch.mm(weight, (h * LOG2_E if whole else h).T, out=buffer[: len(weight) * len(h)].view(len(weight), -1))  # (V, n)
             p = p if whole else p.to(exact).mul_(LOG2_E)
             if may_overflow:
                 p -= p.amax(0)
-            at_target = p.gather(0, t[None])[0]
+            loss -= p.gather(0, t[None]).sum() / LOG2_E
             total = p.exp2_().sum(0)
-            loss += (total.log() - at_target / LOG2_E).sum()
-            if wants:
+            loss += total.log().sum()
+            if any(ctx.needs_input_grad[:2]):
                 p[t, torch.arange(len(t), device=t.device)] -= total  # p is now total x (softmax - one at the target)
                 p, shares = p.to(weight.dtype), (h / total[:, None]).to(weight.dtype)
                 d_hidden[start : start + chunk] = p.T @ weight / total[:, None]
@@ -63,8 +61,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_loss: Tensor):
-        d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * d_loss, d_weight * d_loss, None, None
+        return *(one * d_loss for one in ctx.saved_tensors), None, None
 
 # %% ../../nbs/api/models/32_losses.ipynb #d55cb6ef
 IGNORE = -100  # a target that is none, as in torch.nn.functional.cross_entropy

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Loss', 'World', 'this_world', 'leaves_weights_out', 'own_device', 'process_group']
 
-# %% ../../nbs/api/training/50_parallel.ipynb #8abbc641
+# %% ../../nbs/api/training/50_parallel.ipynb #a6a1d7fd
 import copy
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -250,13 +251,18 @@ def _say_once(store: dist.Store, line: str) -> None:
     if first:
         print(line, file=sys.stderr, flush=True)
 
-# %% ../../nbs/api/training/50_parallel.ipynb #1024fe2c
+# %% ../../nbs/api/training/50_parallel.ipynb #73518055
+def _on_stop(handler: object) -> object:  # what it was
+    "What the launcher's word does; only the first thread may say"
+    return signal.signal(signal.SIGTERM, handler) if threading.current_thread() is threading.main_thread() else signal.SIG_DFL
+
+
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[str]:  # the device of this process
     "Be one of the processes that torchrun has started, while the block lasts; what goes wrong is one line of one of them"
     known = {name: int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))}
     store, rank, size = next(rendezvous("env://"))
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = _on_stop(_stop)
     try:
         device = own_device(device, *known.values())
         backend = "nccl" if device == "cuda" else "gloo"
@@ -264,8 +270,8 @@ def process_group(device: str = "auto") -> Iterator[str]:  # the device of this 
         yield device
         dist.destroy_process_group()
     except (Exception, _Stopped) as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _on_stop(signal.SIG_IGN)
         _say_once(store, _line_of(error))
         os._exit(1)  # no farewell to processes that may wait for it
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _on_stop(before)

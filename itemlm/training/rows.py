@@ -19,7 +19,7 @@ from ..models.base import SequenceModel
 from ..models.losses import Drawn, SharedNegatives
 from ..models.recipe import TrainingConfig
 
-# %% ../../nbs/api/training/52_rows.ipynb #faeda923
+# %% ../../nbs/api/training/52_rows.ipynb #0c1c72be
 class RowAdamW(torch.optim.AdamW):
     "AdamW; of a table whose gradient holds some rows, only these move, and the decay of all is one number"
 
@@ -27,8 +27,7 @@ class RowAdamW(torch.optim.AdamW):
         super().__init__(params, **kwargs)
         self.tables = tables  # weights with a row an item, and rows before the first item's; none = every gradient is dense
 
-    def _owes(self, table: Tensor) -> bool:
-        "Is there decay that is not yet in the table?"
+    def _owes(self, table: Tensor) -> bool:  # is there decay that is not yet in the table?
         return table in self.state and bool(self.state[table].get("decay", 1) != 1)
 
     def read(self, table: Tensor, rows: Tensor) -> Tensor:  # (V, ...), (n,) -> (n, ...)
@@ -38,20 +37,18 @@ class RowAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Tensor | None:
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None and weight.grad.is_sparse:
-                    self._move(weight, weight.grad, group)
-                    weight.grad = None  # nothing is left to do for it
+        for group, weight in [(group, weight) for group in self.param_groups for weight in group["params"]]:
+            if weight.grad is not None and weight.grad.is_sparse:
+                self._move(weight, weight.grad, group)
+                weight.grad = None  # nothing is left to do for it
         return super().step(closure)
 
     def _move(self, weight: Tensor, grad: Tensor, group: dict) -> None:
         rows, grad, state = grad.indices()[0], grad.values(), self.state[weight]
         if not state:
             state |= {"step": torch.zeros(())} | {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
-        state.setdefault("decay", torch.ones((), dtype=torch.float64))
         state["step"] += 1
-        state["decay"] *= 1 - group["lr"] * group["weight_decay"]
+        state["decay"] = state.get("decay", torch.ones((), dtype=torch.float64)) * (1 - group["lr"] * group["weight_decay"])
         step, (beta, beta_sq) = state["step"].item(), group["betas"]
         mean = state["exp_avg"][rows].lerp_(grad, 1 - beta)
         square = state["exp_avg_sq"][rows].mul_(beta_sq).addcmul_(grad, grad, value=1 - beta_sq)
