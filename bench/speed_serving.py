@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pandas as pd
 import torch
-from record import PACKAGES, ROOT, load, record
+from record import PACKAGES, ROOT, record
 
 from itemlm.data.datasets import load_dataset
 from itemlm.data.split import split
@@ -131,9 +131,8 @@ def search() -> dict[str, float]:
 def main() -> None:
     "Measure each part in a process of its own"
     if sys.argv[1:2] == ["--here"]:
-        notes = load("speed").get("notes", "").partition("bench/speed_serving.py,")[0].strip()  # what else stands in the topic
         figures = {part.__name__: part for part in (beauty, million, search)}[sys.argv[2]]()
-        record("speed", figures, f"{notes} {NOTES}".strip(), (*PACKAGES, "usearch", "pyarrow"))
+        record("speed", figures, NOTES, (*PACKAGES, "usearch", "pyarrow"))
         return print(figures)
     for part in sys.argv[1:] or PARTS:
         subprocess.run([sys.executable, __file__, "--here", part], cwd=ROOT, check=True)
