@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from record import PACKAGES, ROOT, load, record
+from record import PACKAGES, ROOT, record
 
 from itemlm.data.datasets import load_dataset
 from itemlm.data.split import split
@@ -163,8 +163,7 @@ def main() -> None:
     if not given.dry:
         asked = f"{figures['server_asked']:,}"
         notes = NOTES.format(clients=given.clients, seconds=f"{given.seconds:g}", asked=asked, warm=WARM_UP)
-        before = load("engines").get("notes", "").partition("examples/serve.py")[0].strip()  # what else stands in the topic
-        record("engines", figures, f"{before} {notes}".strip(), (*PACKAGES, "fastapi", "uvicorn"))
+        record("engines", figures, notes, (*PACKAGES, "fastapi", "uvicorn"))
     print(json.dumps(figures, indent=1))
 
 
