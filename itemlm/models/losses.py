@@ -10,9 +10,10 @@ __all__ = ['SAFE_SCORE', 'LOG2_E', 'IGNORE', 'FULL_UP_TO', 'LOSSES', 'ChunkedCro
            'SharedNegatives', 'SharedSoftmax', 'SharedBinaryCrossEntropy', 'AutoLoss', 'chosen_loss', 'full_softmax',
            'sampled_softmax', 'bce', 'gbce', 'sce', 'auto', 'shared_softmax', 'shared_gbce', 'described']
 
-# %% ../../nbs/api/models/32_losses.ipynb #81f3e9f1
+# %% ../../nbs/api/models/32_losses.ipynb #0fe7500e
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
@@ -358,9 +359,9 @@ class ScalableCrossEntropy:
         directions = torch.randn(count, hidden.shape[1], device=hidden.device, dtype=hidden.dtype)
         return scalable_cross_entropy(hidden, table, targets, directions, count, self.items)
 
-# %% ../../nbs/api/models/32_losses.ipynb #c758e528
+# %% ../../nbs/api/models/32_losses.ipynb #a106765d
 @dataclass(frozen=True)
-class SharedNegatives:
+class SharedNegatives(ABC):
     "A loss over targets and items that a whole step shares: nothing else of the catalogue is read"
 
     negatives: int = 8192  # shared by all targets of a step
@@ -372,9 +373,9 @@ class SharedNegatives:
         "What a step is held against"
         return draw_shared(n_items, self.negatives, device)
 
+    @abstractmethod
     def against(self, hidden: Tensor, table: Tensor, targets: Tensor, drawn: Drawn) -> Tensor:
         "The loss with what was drawn; the table may hold the drawn rows and the targets' alone, all columns counted in it"
-        raise NotImplementedError
 
     def __call__(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         return self.against(hidden, table, targets, self.draw(len(table), table.device))
