@@ -116,7 +116,7 @@ class Ragged:
 
     def __post_init__(self):
         offsets = self.offsets
-        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(self.values) or (np.diff(offsets) < 0).any():
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(self.values) or (self.lengths < 0).any():
             raise ValueError(f"offsets must rise from 0 to the number of values, {len(self.values)}; got {offsets}")
 
     @classmethod
@@ -139,7 +139,7 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
+        return self.offsets[1:] - self.offsets[:-1]
 
 # %% ../nbs/api/00_core.ipynb #d15c11af
 @patch
@@ -155,9 +155,12 @@ _BLOCK = 1 << 22  # values cut at once
 @patch
 def _cut(self: Ragged, starts: np.ndarray, lengths: np.ndarray) -> Ragged:
     "Rows of `lengths` values that begin at `starts`"
-    offsets = np.append(0, np.cumsum(lengths))
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
     values, shift = np.empty(offsets[-1], self.values.dtype), starts - offsets[:-1]
-    cuts = np.unique(np.searchsorted(offsets, np.arange(0, offsets[-1] + _BLOCK, _BLOCK)).clip(max=len(lengths)))
+    cuts = np.array([0, len(lengths)])
+    if len(values) > _BLOCK:
+        cuts = np.unique(np.searchsorted(offsets, np.arange(0, len(values) + _BLOCK, _BLOCK)).clip(max=len(lengths)))
     for first, stop in zip(cuts, cuts[1:]):  # places are twice as wide as values: not all at once
         low, high = offsets[first], offsets[stop]
         values[low:high] = self.values[np.arange(low, high) + np.repeat(shift[first:stop], lengths[first:stop])]

@@ -62,11 +62,11 @@ def pad_right(
 ) -> tuple[Tensor, Tensor]:  # tokens (B, T), lengths (B,)
     "The last tokens of each history as a rectangle, right-padded with `PAD`"
     recent = histories.last(max_len)
-    lengths = torch.from_numpy(recent.lengths)
-    real = torch.arange(int(recent.lengths.max(initial=1))) < lengths[:, None]  # (B, T)
-    tokens = torch.full(real.shape, PAD)
-    tokens[real] = torch.from_numpy(recent.values).long()
-    return tokens, lengths
+    lengths = recent.lengths
+    real = np.arange(lengths.max(initial=1)) < lengths[:, None]  # (B, T)
+    tokens = np.full(real.shape, PAD, np.int64)
+    tokens[real] = recent.values
+    return torch.from_numpy(tokens), torch.from_numpy(lengths)
 
 # %% ../../nbs/api/models/31_base.ipynb #6fb5f195
 def next_item_pairs(
@@ -203,6 +203,14 @@ def start_from(
     self.embed_tokens.weight.copy_(directions * row_length(self.table_width))
 
 # %% ../../nbs/api/models/31_base.ipynb #3cf151a6
+def _modules(module: nn.Module) -> Iterator[nn.Module]:
+    "It and all inside it, as `modules` has them, for who asks at every answer: one that stands twice comes twice"
+    yield module
+    for one in module._modules.values():
+        if one is not None:
+            yield from _modules(one)
+
+
 @patch
 def prompt(
     self: SequenceModel,
@@ -219,7 +227,7 @@ def prompt(
 @contextmanager
 def evaluating(self: SequenceModel) -> Iterator[None]:
     "Inside, no dropout and no gradient; afterwards, as before"
-    training, still = self.training, not any(module.training for module in self.modules())
+    training, still = self.training, not any(module.training for module in _modules(self))
     if not still:  # to set every module's mode, and to set it back, costs a server as much as a block does
         self.eval()
     try:
@@ -231,14 +239,23 @@ def evaluating(self: SequenceModel) -> Iterator[None]:
 
 # %% ../../nbs/api/models/31_base.ipynb #19e125bf
 @patch
+def last_states(
+    self: SequenceModel,
+    tokens: Tensor,  # (B, T) right-padded with PAD
+    last: Tensor,  # (B,) the step that is wanted of each row
+) -> Tensor:  # (B, D)
+    "The state after one step of each row; a model that can get there without all the others says how"
+    return self.encode(tokens)[torch.arange(len(last), device=last.device), last]
+
+
+@patch
 def queries(
     self: SequenceModel,
     histories: Ragged,  # B rows of item tokens, oldest first, none empty
 ) -> Tensor:  # (B, D)
     "The state that each history ends in"
     with self.evaluating():
-        tokens, last = self.prompt(histories)
-        return self.encode(tokens)[torch.arange(len(last), device=last.device), last]
+        return self.last_states(*self.prompt(histories))
 
 # %% ../../nbs/api/models/31_base.ipynb #c88ad200
 @dataclass(frozen=True)
@@ -264,7 +281,7 @@ _TABLES: WeakKeyDictionary = WeakKeyDictionary()  # model in evaluation mode -> 
 @patch
 def _current_table(self: SequenceModel) -> Tensor | None:  # (V, D)
     "The item table of the weights as they are, made only where they have changed"
-    held = (one for module in self.modules() for one in chain(module._parameters.values(), module._buffers.values()))
+    held = (one for module in _modules(self) for one in chain(module._parameters.values(), module._buffers.values()))
     tensors = [one for one in held if one is not None]
     counted = not self.training and not any(one.is_inference() for one in tensors)
     states, table = _TABLES.get(self, ((), None)) if counted else ((), None)

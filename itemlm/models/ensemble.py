@@ -28,14 +28,16 @@ from .wrapper import Wrapper, WrapperConfig
 # %% ../../nbs/api/models/38_ensemble.ipynb #412ea7bb
 @dataclass(frozen=True, kw_only=True)
 class EnsembleConfig(WrapperConfig):
-    "Several networks of one configuration, and perhaps one of another"
+    "Several networks of one configuration, and perhaps some of another"
 
     members: int = 2  # networks
-    beside: ModelConfig | None = None  # one more network, of another kind; it reads as many items
+    beside: ModelConfig | None = None  # of networks of another kind; they read as many items
+    members_beside: int = 1  # how many of those
     beside_class: str = ""  # as run.json names it; filled in
 
     def __post_init__(self):
         whole_number("members", self.members)
+        whole_number("members_beside", self.members_beside)
         super().__post_init__()
         if self.beside is not None:
             other = find_class(self.beside_class).Config(**self.beside) if isinstance(self.beside, dict) else self.beside
@@ -57,7 +59,7 @@ class Ensemble(Wrapper):
     def __init__(self, config: EnsembleConfig, network: SequenceModel | None = None):  # the first one; None = a new one, untrained
         super().__init__(config, network)
         with torch.random.fork_rng(devices=[]):  # whatever is drawn next is drawn as for one network
-            kinds = [config.network] * (config.members - 1) + ([] if config.beside is None else [config.beside])
+            kinds = [config.network] * (config.members - 1) + [config.beside] * (config.members_beside if config.beside else 0)
             self.others = nn.ModuleList(kind.build() for kind in kinds)
         if len(widths := sorted({network.table_width for network in self.networks})) > 1:
             raise ValueError(f"the item tables of the networks are {' and '.join(map(str, widths))} wide: give both kinds one width")
@@ -156,16 +158,17 @@ def load_files(self: Ensemble, texts: dict[str, str], weights: dict[str, Tensor]
 
 # %% ../../nbs/api/models/38_ensemble.ipynb #2d285028
 def ensemble_of(
-    networks: list[SequenceModel],  # trained on the same items; those of the first one's configuration, and at most one other
+    networks: list[SequenceModel],  # trained on the same items, of one configuration or of two
 ) -> Ensemble:
     "Networks that are there already as one model"
     first = networks[0].config
     same = [network for network in networks if network.config == first]
     rest = [network for network in networks if network.config != first]
-    if len(rest) > 1:
-        raise ValueError(f"{len(rest)} networks differ from the first in their configuration: an ensemble holds one of another kind")
+    if any(network.config != rest[0].config for network in rest):
+        raise ValueError(f"the {len(networks)} networks are of more than two configurations: an ensemble holds those of one or of two")
     sizes = dict(n_items=first.n_items, n_special=first.n_special)
-    config = EnsembleConfig(network=first, members=len(same), beside=rest[0].config if rest else None, **sizes)
+    other = dict(beside=rest[0].config, members_beside=len(rest)) if rest else {}
+    config = EnsembleConfig(network=first, members=len(same), **other, **sizes)
     if rest and config.beside != rest[0].config:
         read = [f"{one.max_len} of {one.n_items:,} items" for one in (rest[0].config, first)]
         raise ValueError(f"the network beside reads {read[0]}, the first {read[1]}: train both on the same data with one max_len")

@@ -83,7 +83,8 @@ def encode(
     self: ItemLM,
     tokens: Tensor,  # (B, T) right-padded with PAD
     cache: list[KeyValues] | None = None,  # one a block, of the steps before; takes these in
-) -> Tensor:  # (B, T, D)
+    only: Tensor | None = None,  # (B,) the one step of each row that is wanted; None = all
+) -> Tensor:  # (B, T or 1, D)
     "State after each step; those at padded steps mean nothing"
     steps, before = tokens.shape[1], cache[0].steps if cache else 0
     if steps > self.config.max_len and cache is None:
@@ -92,9 +93,10 @@ def encode(
     if self.embed_positions is not None:
         x = x + self.embed_positions(steps_back(tokens))
     x, rotary = self.dropout(x), self.rotary(before, before + steps)
-    for n, layer in enumerate(self.layers):
+    *blocks, final = self.layers
+    for n, layer in enumerate(blocks):
         x = layer(x, rotary, cache and cache[n])
-    return self.norm(x)
+    return self.norm(final(x, rotary, cache and cache[-1], **({} if only is None else {"only": only})))
 
 
 @patch
@@ -111,6 +113,18 @@ def rotary(self: ItemLM, first: int, stop: int) -> tuple[Tensor, Tensor] | None:
 def new_cache(self: ItemLM) -> list[KeyValues] | None:  # one a block
     "An empty cache for `encode`; None where every new item moves the positions of the old ones"
     return None if self.config.position == "learned" else [KeyValues() for _ in self.layers]
+
+# %% ../../nbs/api/models/34_item_lm.ipynb #9fcefe71
+@patch
+def last_states(
+    self: ItemLM,
+    tokens: Tensor,  # (B, T) right-padded with PAD
+    last: Tensor,  # (B,) the step that is wanted of each row
+) -> Tensor:  # (B, D)
+    final = self.layers[-1]
+    if type(self).encode is not ItemLM.encode or type(final) is not Block or type(final.self_attn) is not Attention:
+        return SequenceModel.last_states(self, tokens, last)
+    return self.encode(tokens, only=last)[:, 0]
 
 # %% ../../nbs/api/models/34_item_lm.ipynb #120e75bc
 @patch

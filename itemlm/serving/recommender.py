@@ -256,7 +256,7 @@ def _search(
         read = known_items(tokens, self.tokenizer)
         some, rest = np.flatnonzero(read.lengths), np.flatnonzero(read.lengths == 0)
         columns[some], values[some] = self._product_lists(read.take(some), k, out.take(some), batch)
-    for places, scores, _ in self.batches(tokens.take(rest), batch):
+    for places, scores, _ in self.batches(tokens.take(rest), batch) if len(rest) else ():
         rows = rest[places]
         columns[rows], values[rows] = bound.lists(scores, k, out.take(rows), rows)
     return columns, values

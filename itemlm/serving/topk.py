@@ -7,6 +7,7 @@ __all__ = ['best_scores', 'top_columns', 'top_lists', 'top_unmasked', 'top_produ
 
 # %% ../../nbs/api/serving/53_topk.ipynb #e7f5dccf
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -85,6 +86,7 @@ def top_unmasked(
 # %% ../../nbs/api/serving/53_topk.ipynb #2c7fd04a
 _USERS = 128  # of a block: fewer, and a matrix product is slower for each
 _STRIPE = 2**17  # scores that one product writes
+_LARGE = 2**22  # numbers of a table that take longer to read than threads take to start
 
 
 def _products(queries: Tensor, table: Tensor, room: Tensor) -> Tensor:  # (b, D), (v, D), at least b x v numbers -> (b, v)
@@ -92,9 +94,24 @@ def _products(queries: Tensor, table: Tensor, room: Tensor) -> Tensor:  # (b, D)
     scores = room[: len(queries) * len(table)].view(len(queries), len(table))
     stripe = max(1024, _STRIPE // len(queries))
     with torch.inference_mode():
-        for start in range(0, len(table), stripe):
-            torch.mm(queries, table[start : start + stripe].T, out=scores[:, start : start + stripe])
+        if len(queries) == 1 and table.numel() > _LARGE:
+            _large_product(queries[0], table, scores[0])
+        else:
+            for start in range(0, len(table), stripe):
+                torch.mm(queries, table[start : start + stripe].T, out=scores[:, start : start + stripe])
     return scores.float()
+
+
+def _large_product(query: Tensor, table: Tensor, scores: Tensor) -> None:  # (D,), (v, D), (v,) to be filled
+    "The scores of one query, each part of the table read by a thread of its own: of a matrix and one vector BLAS makes no parts"
+    parts = torch.get_num_threads() if table.device.type == "cpu" else 1
+
+    def fill(some: Tensor, room: Tensor) -> None:
+        with torch.inference_mode():
+            torch.mv(some, query, out=room)
+
+    with ThreadPoolExecutor(parts) as pool:
+        list(pool.map(fill, table.tensor_split(parts), scores.tensor_split(parts)))
 
 
 def _hide(scores: Tensor, rows: Tensor, columns: Tensor) -> None:  # (b, v), (n,), (n,)

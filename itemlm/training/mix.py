@@ -46,7 +46,7 @@ def mix(
 
 # %% ../../nbs/api/training/56_mix.ipynb #dd0c8a20
 def together(
-    recs: list[Recommender],  # of trained networks, all of one configuration but for one at most; they stay as they are
+    recs: list[Recommender],  # of trained networks, of one configuration or of two; they stay as they are
     parts: Split,  # that they were trained on
 ) -> Recommender:
     "One recommender of several networks, their probabilities averaged"
