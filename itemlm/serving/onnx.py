@@ -203,11 +203,12 @@ _INPUTS = {
 }
 
 
-def _quantise(stage: Path) -> None:
-    "Write topk.int8.onnx beside topk.onnx"
+def _quantise(stage: Path, whole: object) -> None:  # the graph of topk.onnx
+    "Write topk.int8.onnx beside topk.onnx: both item tables, which are nearly all of it; the blocks, which every score goes through, stay"
     quantization = optional("onnxruntime.quantization", "onnx")
+    blocks = [node.name for node in whole.graph.node if node.op_type == "MatMul" and "head.table" not in node.input]
     with _quiet():
-        how = dict(weight_type=quantization.QuantType.QInt8, op_types_to_quantize=["MatMul", "Gather"])
+        how = dict(weight_type=quantization.QuantType.QInt8, op_types_to_quantize=["MatMul", "Gather"], nodes_to_exclude=blocks)
         quantization.quantize_dynamic(stage / "topk.onnx", stage / "topk.int8.onnx", **how)
 
 
@@ -246,12 +247,12 @@ def to_onnx(
     about = {"class": type(model).__name__, "max_len": model.config.max_len, "n_special": model.config.n_special, "items": len(table)}
     with new_folder(folder) as stage:
         onnx.save(joined(query, before), stage / "query.onnx")
-        onnx.save(joined(query, before, after), stage / "topk.onnx")
+        onnx.save(whole := joined(query, before, after), stage / "topk.onnx")
         np.save(stage / "items.npy", table)
         rec.tokenizer.save(stage)
         write_json(stage / "onnx.json", about | {"opset": opset, "inputs": _INPUTS})
         if quantise:
-            _quantise(stage)
+            _quantise(stage, whole)
     return path_of(folder)
 
 # %% ../../nbs/api/serving/58_onnx.ipynb #c425809b
