@@ -56,13 +56,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 p, shares = p.to(weight.dtype), (h / total[:, None]).to(weight.dtype)
                 d_hidden[start : start + chunk] = p.T @ weight / total[:, None]
                 d_weight = d_weight.addmm_(p, shares) if whole else d_weight.add_(p @ shares)
-        ctx.save_for_backward(d_hidden.div_(len(hidden)), d_weight.div_(len(hidden)))
+        ctx.save_for_backward(d_hidden, d_weight)
         return loss / len(hidden)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_loss: Tensor):
-        return *(one * d_loss for one in ctx.saved_tensors), None, None
+        d_hidden, d_weight = ctx.saved_tensors
+        share = d_loss / len(d_hidden)
+        return d_hidden * share, d_weight * share, None, None
 
 # %% ../../nbs/api/models/32_losses.ipynb #d55cb6ef
 IGNORE = -100  # a target that is none, as in torch.nn.functional.cross_entropy
