@@ -1,6 +1,6 @@
 """A run that is stopped and goes on with another number of processes: where it ends, beside one process that was never stopped.
 
-    python bench/engines_resume.py          # MovieLens latest-small, three seeds, some ten minutes
+python bench/engines_resume.py          # MovieLens latest-small, three seeds, some ten minutes
 """
 
 import json
