@@ -98,20 +98,6 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, kv_width, bias=False)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
 
-    def heads(
-        self,
-        x: Tensor,  # (B, T, D)
-        rotary: tuple[Tensor, Tensor] | None,
-        only: Tensor | None = None,  # (B,) the one step of each row that asks; None = all do
-    ) -> tuple[Tensor, Tensor, Tensor]:  # (B, H, T or 1, size), and twice (B, key heads, T, size)
-        "Queries, keys and values, turned to their steps"
-        asks = ((self.q_proj, one_step(x, only)), (self.k_proj, x), (self.v_proj, x))
-        q, k, v = (proj(y).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for proj, y in asks)
-        if rotary is None:
-            return q, k, v
-        own = rotary if only is None else [angles[only][:, None, None] for angles in rotary]
-        return rotate(q, *own), rotate(k, *rotary), v
-
     def forward(
         self,
         x: Tensor,  # (B, T, D)
@@ -128,6 +114,22 @@ class Attention(nn.Module):
         how = dict(dropout_p=self.rate if self.training else 0.0, is_causal=seen is None, enable_gqa=self.grouped)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, **how)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+# %% ../../nbs/api/models/30_layers.ipynb #b47ac560
+@patch
+def heads(
+    self: Attention,
+    x: Tensor,  # (B, T, D)
+    rotary: tuple[Tensor, Tensor] | None,
+    only: Tensor | None = None,  # (B,) the one step of each row that asks; None = all do
+) -> tuple[Tensor, Tensor, Tensor]:  # (B, H, T or 1, size), and twice (B, key heads, T, size)
+    "Queries, keys and values, turned to their steps"
+    asks = ((self.q_proj, one_step(x, only)), (self.k_proj, x), (self.v_proj, x))
+    q, k, v = (proj(y).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for proj, y in asks)
+    if rotary is None:
+        return q, k, v
+    own = rotary if only is None else [angles[only][:, None, None] for angles in rotary]
+    return rotate(q, *own), rotate(k, *rotary), v
 
 # %% ../../nbs/api/models/30_layers.ipynb #affe6db5
 @dataclass

@@ -62,9 +62,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_loss: Tensor):
-        d_hidden, d_weight = ctx.saved_tensors
-        share = d_loss / len(d_hidden)
-        return d_hidden * share, d_weight * share, None, None
+        return *(one * (d_loss / len(ctx.saved_tensors[0])) for one in ctx.saved_tensors), None, None
 
 # %% ../../nbs/api/models/32_losses.ipynb #d55cb6ef
 IGNORE = -100  # a target that is none, as in torch.nn.functional.cross_entropy
