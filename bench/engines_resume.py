@@ -4,6 +4,7 @@ python bench/engines_resume.py          # MovieLens latest-small, three seeds, s
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ def train(folder: Path, seed: int, processes: int, minutes: float) -> None:
     "One command; it goes on with what the folder holds"
     asked = {"seed": seed, "out_dir": folder, "processes": processes, "max_minutes": minutes, "device": "cpu"}
     words = [str(word) for pair in asked.items() for word in ("-p", *pair)]
-    subprocess.run([sys.executable, "-m", "itemlm.train", *words], check=True)
+    subprocess.run([sys.executable, "-m", "itemlm.train", *words], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def ended(folder: Path, seed: int, processes: list[int]) -> float:

@@ -135,11 +135,7 @@ def new_cache(self: ItemLM) -> list[KeyValues] | None:  # one a block
 
 # %% ../../nbs/api/models/34_item_lm.ipynb #9fcefe71
 @patch
-def last_states(
-    self: ItemLM,
-    tokens: Tensor,  # (B, T) right-padded with PAD
-    last: Tensor,  # (B,) the step that is wanted of each row
-) -> Tensor:  # (B, D)
+def last_states(self: ItemLM, tokens: Tensor, last: Tensor) -> Tensor:  # (B, T), (B,) -> (B, D)
     final = self.layers[-1]
     if type(self).encode is not ItemLM.encode or type(final) is not Block or type(final.self_attn) is not Attention:
         return SequenceModel.last_states(self, tokens, last)
