@@ -1,13 +1,13 @@
 """The figures that the front page states, out of the recorded runs: means over seeds, strict leave-one-out, into `record.json`.
 
 python bench/neighbours.py beauty item_lm 0 1 2    # what is not recorded yet; others with papermill nbs/compare.ipynb
-python bench/headline.py                           # no training: reads bench/results/runs.jsonl and tests.jsonl
+python bench/headline.py                           # no training: reads bench/results/runs.jsonl; paired tests: bench/gain.py
 """
 
 import json
 from statistics import mean, stdev
 
-from record import RESULTS, reached, record, runs
+from record import reached, record, runs
 
 SETS = {"beauty": "small", "toys": "small", "sports": "small", "ml-1m": "long_history"}  # and the preset of each
 ROWS = {"single": "item_lm", "sasrec": "sasrec_ce", "knn": "sequential_knn"}
@@ -22,10 +22,9 @@ NOTES = (
     "by seed, and count as one model then. single: ItemLM, one network. text: the best on the validation part of hierarchy, item + text, "
     "hierarchy with neighbours, and hierarchy and item tokens with neighbours and time prior. refit: ItemLM with neighbours, chosen "
     "strictly and then trained anew on training and validation events for as many steps: to be held against no strict figure. sasrec: "
-    "SASRec with full cross-entropy, from random rows. knn: sequential item kNN. _p: paired test over users from tests.jsonl, where both "
-    "were trained on one machine. beauty_id_sd: between three seeds of ItemLM mixed with neighbours. _seconds: one thread, all networks "
-    "one after another, other work beside; those of the mixture of one network lack the mixing, 17 s on Beauty, measured once. "
-    "beauty_default: what `make train DATASET=beauty` trains, ItemLM alone. "
+    "SASRec with full cross-entropy, from random rows. knn: sequential item kNN. beauty_id_sd: between three seeds of ItemLM mixed with "
+    "neighbours. _seconds: one thread, all networks one after another, other work beside; those of the mixture of one network lack the "
+    "mixing, 17 s on Beauty, measured once. beauty_default: what `make train DATASET=beauty` trains, ItemLM alone. "
     "A figure that is not here was not measured."
 )
 
@@ -55,18 +54,7 @@ def figures(dataset: str, preset: str) -> dict[str, float]:
         if chosen:
             known |= {f"{dataset}_{name}_{metric}": mean(reached(run, metric) for run in chosen) for metric in ("ndcg@10", "recall@10")}
             known[f"{dataset}_{name}_seeds"] = len(chosen)
-    return known | gain(dataset, preset, {run["model"] for run in found["id"]})
-
-
-def gain(dataset: str, preset: str, chosen: set[str]) -> dict[str, float]:
-    "The paired test of the chosen model of ids against SASRec, where there is one"
-    lines = [json.loads(line) for line in (RESULTS / "tests.jsonl").read_text().splitlines()]
-    how = {"dataset": dataset, "preset": preset, "protocol": "leave_one_out", "ties": "as_is"}
-    for line in (line for line in lines if how.items() <= line.items()):
-        for test in line["tests"]:
-            if {test["a"], test["b"]} == chosen | {"sasrec_ce"} and test["metric"] == "ndcg@10":
-                return {f"{dataset}_gain_over_sasrec_p": test["p"]}
-    return {}
+    return known
 
 
 def beauty() -> dict[str, float]:

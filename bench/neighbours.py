@@ -31,9 +31,9 @@ MIXED = {"item_lm_ensemble": ("item_lm_full", dict(time_prior=None))}  # of othe
 FULL = {"item_lm": "item_lm_full", "hierarchy+item_lm": "hierarchy_full"}  # several networks, by their names
 
 
-def asked(dataset: str, model: str, preset: str, seed: int) -> TrainParameters:
+def asked(dataset: str, model: str, preset: str, seed: int, ties: str = "as_is") -> TrainParameters:
     "The parameters of a run"
-    return TrainParameters(dataset=dataset, model=model, seed=seed, preset=preset, device="cpu")
+    return TrainParameters(dataset=dataset, model=model, seed=seed, preset=preset, ties=ties, device="cpu")
 
 
 def recorded(params: dict) -> bool:
@@ -53,11 +53,11 @@ def log_of(job: Job) -> list[dict]:
     return [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
 
 
-def both(dataset: str, model: str, seed: int, preset: str) -> None:
+def both(dataset: str, model: str, seed: int, preset: str, ties: str = "as_is") -> None:
     "Train, or open, a network; mix it; report and record what is not recorded"
     name, how = MIXED.get(model, (f"{model}_knn", {}))
-    job, mixed = trained(asked(dataset, model, preset, seed)), asked(dataset, name, preset, seed)
-    if not recorded(mixed.deciding()):
+    job, mixed = trained(asked(dataset, model, preset, seed, ties)), asked(dataset, name, preset, seed, ties)
+    if not (recorded(mixed.deciding()) and find_job(mixed).reported):
         keep([job], find_job(mixed), mixed.deciding(), how)
 
 
@@ -77,7 +77,7 @@ def several(dataset: str, models: str, seeds: str, preset: str) -> None:
 
 
 def keep(jobs: list[Job], other: Job, params: dict, how: dict) -> None:
-    "Put the networks of runs together, with neighbours; save, report and record it"
+    "Put the networks of runs together, with neighbours; save and report it, and record what is not recorded"
     recs, started = [load(job.folder, "cpu") for job in jobs], time.perf_counter()
     with claim_run(other.folder, other.identity, params=params) as folder:
         made = mix(recs[0] if len(recs) == 1 else together(recs, jobs[0].parts), jobs[0].parts, **how)
@@ -85,7 +85,8 @@ def keep(jobs: list[Job], other: Job, params: dict, how: dict) -> None:
         write_run(made, folder, finished=True)
     other.seconds["fit"] = sum(log_of(job)[-1]["seconds"] for job in jobs) + time.perf_counter() - started
     other.report(load(other.folder, "cpu"))
-    append_record(RESULTS / "runs.jsonl", record_of(other) | {"params": params})
+    if not recorded(params):
+        append_record(RESULTS / "runs.jsonl", record_of(other) | {"params": params})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""Is ItemLM's gain over SASRec, and over counting, more than chance? One seed of each, paired over the users of the test part.
+
+python bench/gain.py toys                        # ties as in the file; trains what has no run here
+python bench/gain.py toys shuffled               # the order of equal times drawn by the seed
+python bench/gain.py ml-1m long_history shuffled
+"""
+
+import json
+import sys
+
+import neighbours  # one thread, before torch
+from record import record
+
+from itemlm.evaluation.compare import Comparison, compare
+from itemlm.jobs import find_job
+
+RIVALS, COUNTED = "sasrec_ce", ("sequential_knn", "symmetric_knn")
+METRIC = "ndcg@10"
+NOTES = (
+    "Seed 0 of each, strict leave-one-out, whole catalogue, seen items dropped, NDCG@10. gain_over_sasrec, gain_over_knn: ItemLM with "
+    "neighbours (one network) minus SASRec with full cross-entropy from random rows, and minus the better of the two sequential kNNs; "
+    "single_gain_over_sasrec: ItemLM alone minus SASRec; _lo, _hi: 95 % bootstrap interval over users; _p: paired test over users, Holm's "
+    "correction over all pairs of the five models. shuffled: ties in time in an order drawn by the seed, the same for every model; "
+    "_shuffled_gain_p: the larger p of the gains over SASRec and over kNN, 1 where one of them is no gain."
+)
+
+
+def compared(dataset: str, preset: str, ties: str) -> Comparison:
+    "The five models on the same users"
+    neighbours.both(dataset, "item_lm", 0, preset, ties)
+    asked = {name: neighbours.asked(dataset, name, preset, 0, ties) for name in ("item_lm_knn", "item_lm", RIVALS, *COUNTED)}
+    for name in (RIVALS, *COUNTED):
+        neighbours.trained(asked[name])
+    return compare({name: find_job(params).folder for name, params in asked.items()}, metrics=(METRIC,))
+
+
+def gain(found: Comparison, name: str, model: str, other: str) -> dict[str, float]:
+    "A difference with its interval and its test"
+    test = found.against(model, other, METRIC)
+    ends = {"": test["difference"], "_lo": test["lo"], "_hi": test["hi"], "_p": test["p_holm"]}
+    return {f"{name}{end}": value for end, value in ends.items()}
+
+
+def figures(found: Comparison, prefix: str) -> dict[str, float]:
+    "What is stated of one data set and one order of ties"
+    better = next(name for name in found.names if name in COUNTED)  # best first
+    stated = gain(found, f"{prefix}_gain_over_sasrec", "item_lm_knn", RIVALS)
+    stated |= gain(found, f"{prefix}_gain_over_knn", "item_lm_knn", better)
+    return stated | gain(found, f"{prefix}_single_gain_over_sasrec", "item_lm", RIVALS)
+
+
+def whole(stated: dict[str, float], prefix: str) -> float:
+    "The p-value of a gain over both: of the less certain one"
+    pairs = [(stated[f"{prefix}_gain_over_{other}"], stated[f"{prefix}_gain_over_{other}_p"]) for other in ("sasrec", "knn")]
+    return max(p if difference > 0 else 1.0 for difference, p in pairs)
+
+
+if __name__ == "__main__":
+    dataset, *words = sys.argv[1:] or ["beauty"]
+    ties = "shuffled" if "shuffled" in words else "as_is"
+    preset = next((word for word in words if word != "shuffled"), "small")
+    prefix = f"{dataset}_shuffled" if ties == "shuffled" else dataset
+    stated = figures(compared(dataset, preset, ties), prefix)
+    if ties == "shuffled":
+        stated[f"{prefix}_gain_p"] = whole(stated, prefix)
+    record("record", stated, NOTES)
+    print(json.dumps(stated, indent=1))
