@@ -109,9 +109,10 @@ class Value:
     hi: float = np.nan
     sign: bool = False  # of a difference
     mark: str = ""  # put after the number
+    seeds: bool = False  # the ends are the lowest and the highest seed, in square brackets
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.head, f"({self.ends})" if self.ends else "")))
+        return " ".join(filter(None, (self.head, f"({self.ends})" if self.ends and not self.seeds else self.ends)))
 
     @property
     def head(self) -> str:
@@ -121,8 +122,10 @@ class Value:
     @property
     def ends(self) -> str:
         "Its interval; empty where there is none"
-        between = " to " if self.sign else "–"
-        return "" if self.lo is None or self.lo != self.lo else digits(self.lo, self.sign) + between + digits(self.hi, self.sign)
+        if self.lo is None or self.lo != self.lo:
+            return ""
+        between = digits(self.lo, self.sign) + (" to " if self.sign else "–") + digits(self.hi, self.sign)
+        return f"[{between}]" if self.seeds else between
 
 # %% ../nbs/api/01_show.ipynb #23c7787d
 SMALL = "<small style='white-space:nowrap'>"

@@ -35,7 +35,7 @@ from .models.recipe import TrainingConfig
 from .parameters import DataParameters, TrainParameters, listed, pairs_of, recipe_of, text_of_pairs
 from .runs.folder import FORMAT, read_record
 from .serving.recommender import Recommender, load
-from .show import COLOURS, Table, Value, digits, figure, plot_text
+from .show import COLOURS, Table, Value, figure, plot_text
 from .workspace import workspace
 
 # %% ../nbs/api/90_study.ipynb #ae9bc0a7
@@ -417,10 +417,9 @@ _NOTE = (
 )
 
 
-def _figure_of(row: dict, metric: str) -> Value | str:
+def _figure_of(row: dict, metric: str) -> Value:
     "A mean with its interval, or with the range of its seeds"
-    mean, lo, hi = row[metric], row[f"{metric}.lo"], row[f"{metric}.hi"]
-    return Value(mean, lo, hi) if row[f"{metric}.over"] == "users" else f"{digits(mean)}\n[{digits(lo)}–{digits(hi)}]"
+    return Value(row[metric], row[f"{metric}.lo"], row[f"{metric}.hi"], seeds=row[f"{metric}.over"] == "seeds")
 
 
 def _cost_of(row: dict) -> list:
