@@ -199,7 +199,7 @@ def test_forward_gives_every_weight_its_gradient(model):
     assert not without
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "fused_softmax"])  # for GPUs: test_liger
 def test_every_loss(model, name):
     if not model.learns:
         return

@@ -7,12 +7,14 @@ __all__ = ['SAFE_SCORE', 'LOG2_E', 'IGNORE', 'FULL_UP_TO', 'LOSSES', 'ChunkedCro
            'sample_negatives', 'pair_scores', 'binary_cross_entropy', 'sampled_cross_entropy', 'Drawn', 'draw_shared',
            'SharedCrossEntropy', 'place_in', 'shared_cross_entropy', 'shared_binary_cross_entropy', 'hardest_items',
            'scalable_cross_entropy', 'FullSoftmax', 'SampledSoftmax', 'BinaryCrossEntropy', 'ScalableCrossEntropy',
-           'SharedNegatives', 'SharedSoftmax', 'SharedBinaryCrossEntropy', 'AutoLoss', 'chosen_loss', 'full_softmax',
-           'sampled_softmax', 'bce', 'gbce', 'sce', 'auto', 'shared_softmax', 'shared_gbce', 'described']
+           'SharedNegatives', 'SharedSoftmax', 'SharedBinaryCrossEntropy', 'AutoLoss', 'chosen_loss', 'liger_kernel',
+           'fused_cross_entropy', 'FusedSoftmax', 'check_loss', 'full_softmax', 'sampled_softmax', 'bce', 'gbce', 'sce',
+           'fused_softmax', 'auto', 'shared_softmax', 'shared_gbce', 'described']
 
 # %% ../../nbs/api/models/32_losses.ipynb #0fe7500e
 import hashlib
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
@@ -25,7 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ..core import memory_budget, number_between, whole_number
+from ..core import memory_budget, number_between, optional, whole_number
 
 # %% ../../nbs/api/models/32_losses.ipynb #20d227d2
 SAFE_SCORE = 60  # e^60 times a billion items is still a float32, and so is one over it
@@ -64,10 +66,25 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, d_loss: Tensor):
         return *(one * (d_loss / len(ctx.saved_tensors[0])) for one in ctx.saved_tensors), None, None
 
-# %% ../../nbs/api/models/32_losses.ipynb #d55cb6ef
+# %% ../../nbs/api/models/32_losses.ipynb #d21fc933
 IGNORE = -100  # a target that is none, as in torch.nn.functional.cross_entropy
 
 
+def _real(hidden: Tensor, targets: Tensor, n_items: int) -> tuple[Tensor, Tensor]:  # (N, D), (N,)
+    "States that have a target, and these targets"
+    real = targets != IGNORE
+    hidden, targets = hidden[real], targets[real]
+    if len(targets) and (targets.min() < 0 or targets.max() >= n_items):
+        raise ValueError(f"targets must be item columns 0..{n_items - 1}, or IGNORE, got {targets.min()}..{targets.max()}")
+    return hidden, targets
+
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    "Tensors in the precision in which autocast multiplies"
+    device = tensors[0].device.type
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors) if torch.is_autocast_enabled(device) else tensors
+
+# %% ../../nbs/api/models/32_losses.ipynb #d55cb6ef
 def chunk_of(
     n_items: int,  # V
     device: str = "cpu",  # a GPU wants larger products than a cache holds
@@ -85,15 +102,11 @@ def linear_cross_entropy(
     chunk: int | None = None,  # targets scored at a time; None = what fits the cache
 ) -> Tensor:  # () mean over real targets; 0 where there is none
     "Exact full-catalogue cross-entropy in chunks; equals `F.cross_entropy(hidden @ weight.T, targets)` and its gradients"
-    real = targets != IGNORE
-    hidden, targets = hidden[real], targets[real]  # (N, D), (N,)
+    hidden, targets = _real(hidden, targets, len(weight))
     if not len(targets):
         return (hidden.sum() + weight.sum()) * 0
-    if targets.min() < 0 or targets.max() >= len(weight):
-        raise ValueError(f"targets must be item columns 0..{len(weight) - 1}, or IGNORE, got {targets.min()}..{targets.max()}")
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
+    hidden, weight = _as_autocast(hidden, weight)
     with torch.autocast(device, enabled=False):
         return ChunkedCrossEntropy.apply(hidden, weight, targets, chunk or chunk_of(len(weight), device))
 
@@ -231,8 +244,7 @@ def shared_cross_entropy(
     if not len(targets):
         return (hidden.sum() + F.embedding(drawn.columns, weight).sum()) * 0
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
+    hidden, weight = _as_autocast(hidden, weight)
     with torch.autocast(device, enabled=False):
         own = (hidden * F.embedding(targets, weight)).sum(-1)
         rows, chunk = F.embedding(drawn.columns, weight), chunk_of(len(drawn.columns), device)
@@ -425,6 +437,48 @@ def chosen_loss(
     "What a loss is for a catalogue: itself, unless it is to be chosen"
     return loss.chosen(n_items) if isinstance(loss, AutoLoss) else loss
 
+# %% ../../nbs/api/models/32_losses.ipynb #3f096b10
+def liger_kernel(
+    device: str | torch.device,  # where the states are
+) -> Callable:
+    "Liger's fused linear cross-entropy, or one clear error where it cannot run"
+    if torch.device(device).type in ("cpu", "mps") and os.environ.get("TRITON_INTERPRET") != "1":  # the interpreter runs anywhere, slowly
+        raise ValueError(f"loss=fused_softmax is a kernel for GPUs, and the device is {device}: full_softmax is the same loss in chunks")
+    return optional("liger_kernel.transformers.functional", "liger").liger_fused_linear_cross_entropy
+
+
+def fused_cross_entropy(
+    hidden: Tensor,  # (..., D) hidden states
+    weight: Tensor,  # (V, D) rows of the item head
+    targets: Tensor,  # (...) int64 item columns; `IGNORE` = no target here
+) -> Tensor:  # () mean over real targets; 0 where there is none
+    "`linear_cross_entropy` by Liger's kernel (arXiv 2410.10989)"
+    kernel = liger_kernel(hidden.device)
+    hidden, targets = _real(hidden, targets, len(weight))
+    if not len(targets):
+        return (hidden.sum() + weight.sum()) * 0
+    hidden, weight = _as_autocast(hidden, weight)
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return kernel(hidden, weight, targets, accum_dtype=None if hidden.dtype == exact else exact).to(exact)
+
+# %% ../../nbs/api/models/32_losses.ipynb #68809380
+@dataclass(frozen=True)
+class FusedSoftmax:
+    "Cross-entropy over the whole catalogue by Liger's kernel"
+
+    def __call__(self, hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        return fused_cross_entropy(hidden, table, targets)
+
+
+def check_loss(
+    loss: Callable,
+    device: str,
+) -> None:
+    "Raise if a loss cannot run on a device"
+    if isinstance(loss, FusedSoftmax):
+        liger_kernel(device)
+
 # %% ../../nbs/api/models/32_losses.ipynb #58097546
 def full_softmax() -> FullSoftmax:
     "Cross-entropy over the whole catalogue: exact, and the default"
@@ -451,6 +505,11 @@ def sce(buckets: float = 2.0, items: int = 256) -> ScalableCrossEntropy:
     return ScalableCrossEntropy(buckets, items)
 
 # %% ../../nbs/api/models/32_losses.ipynb #ab8a28d4
+def fused_softmax() -> FusedSoftmax:
+    "The full softmax by Liger's kernel, on a GPU (arXiv 2410.10989)"
+    return FusedSoftmax()
+
+
 def auto() -> AutoLoss:
     "The full softmax, and the shared one where the catalogue is too large for it"
     return AutoLoss()
@@ -467,7 +526,7 @@ def shared_gbce(t: float = 0.75, negatives: int = 8192) -> SharedBinaryCrossEntr
 
 
 LOSSES = {"full_softmax": full_softmax, "sampled_softmax": sampled_softmax, "bce": bce, "gbce": gbce, "sce": sce}
-LOSSES |= {"shared_softmax": shared_softmax, "shared_gbce": shared_gbce, "auto": auto}
+LOSSES |= {"shared_softmax": shared_softmax, "shared_gbce": shared_gbce, "auto": auto, "fused_softmax": fused_softmax}
 
 # %% ../../nbs/api/models/32_losses.ipynb #c625dced
 def described(

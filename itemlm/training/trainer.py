@@ -31,7 +31,7 @@ from ..data.tokenizer import ItemTokenizer
 from ..metrics.ranks import Ranks, ndcg, recall
 from ..models.base import SequenceModel, check_savable, count_parameters, find_class
 from ..models.item_lm import small
-from ..models.losses import FULL_UP_TO, chosen_loss, chunk_of, full_softmax
+from ..models.losses import FULL_UP_TO, check_loss, chosen_loss, chunk_of, full_softmax, fused_softmax
 from ..models.recipe import TrainingConfig
 from ..runs.folder import LOG, RESUME, check_file, file_of, read_record, saving
 from ..serving.recommender import Recommender, load, vocabulary_hash, write_run
@@ -410,7 +410,7 @@ def _beside_full(model: SequenceModel, config: TrainingConfig, own: Estimate) ->
     "What the full softmax would take on a large catalogue, beside what was estimated"
     seconds = own.seconds_per_epoch + own.targets * _full_seconds(model)
     memory = _weights_mb(model) + _scores_mb(model, config)
-    if config.loss == full_softmax():
+    if config.loss in (full_softmax(), fused_softmax()):
         return f"{model.config.n_items:,} items are many for the full softmax; loss=shared_softmax() is faster ({SAMPLING_COSTS})"
     return f"the full softmax would take about {seconds:,.0f} s an epoch and {memory:,.0f} MB; {SAMPLING_COSTS}"
 
@@ -561,7 +561,7 @@ def _train_anew(
     return _train(Refit(chosen, steps, rec, whole, sized_config, folder, verbose), max_minutes)
 
 # %% ../../nbs/api/training/55_trainer.ipynb #af98ae69
-def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | None) -> TrainingConfig:
+def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | None, device: str) -> TrainingConfig:
     "What `fit` was given, or one clear error"
     config = config or small()
     if not isinstance(config, TrainingConfig):
@@ -572,6 +572,7 @@ def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | N
         raise ValueError(f"batch={config.batch} sequences a step are too few for {processes} processes: start fewer, or raise batch")
     if not len(parts.valid):
         raise ValueError("no user has a validation target to choose the weights by: choose other cuts in split()")
+    check_loss(config.loss, device)
     return config
 
 
@@ -626,7 +627,8 @@ def fit(
     log: Callable[[str, dict], None] | None = None,  # a tracker: gets ("parameters", recipe), then ("epoch", row) of each epoch
 ) -> Recommender:
     "Train a model on the training part, choose its weights on the validation part, and return it as a `Recommender`"
-    config, device, world = _checked(parts, config, max_minutes), resolve_device(device), this_world()
+    device, world = resolve_device(device), this_world()
+    config = _checked(parts, config, max_minutes, device)
     verbose, log = (verbose, log) if world.writes else (False, None)
     if refit:
         return _refit(parts, config, refit, out_dir, device, max_minutes, verbose, log)

@@ -25,6 +25,7 @@ from ..models.base import SequenceModel
 from itemlm.models.losses import (
     BinaryCrossEntropy,
     FullSoftmax,
+    FusedSoftmax,
     SampledSoftmax,
     ScalableCrossEntropy,
     SharedBinaryCrossEntropy,
@@ -193,7 +194,7 @@ def start_rows(
     return normalize(rows, dim=-1) * table[n_special:].norm(dim=-1).median()
 
 # %% ../../nbs/api/training/56_update.ipynb #9c450256
-_KNOWN = FullSoftmax, SampledSoftmax, BinaryCrossEntropy, ScalableCrossEntropy, SharedSoftmax, SharedBinaryCrossEntropy
+_KNOWN = FullSoftmax, FusedSoftmax, SampledSoftmax, BinaryCrossEntropy, ScalableCrossEntropy, SharedSoftmax, SharedBinaryCrossEntropy
 _LOSSES = {loss.__qualname__: loss for loss in _KNOWN}
 
 
