@@ -173,8 +173,9 @@ def take(
     rows: np.ndarray,  # row numbers, or a mask of the rows
 ) -> Ragged:
     "Some of the rows, in the order asked"
-    rows = np.arange(len(self))[np.asarray(rows)] if len(rows) else np.zeros(0, np.int64)
-    return self._cut(self.offsets[rows], self.lengths[rows])
+    own = np.arange(len(self))
+    rows = own[np.asarray(rows)] if len(rows) else np.zeros(0, np.int64)
+    return self if np.array_equal(rows, own) else self._cut(self.offsets[rows], self.lengths[rows])
 
 # %% ../nbs/api/00_core.ipynb #abf7d7aa
 @patch

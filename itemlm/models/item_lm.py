@@ -119,7 +119,7 @@ def encode(
 
 
 @patch
-def rotary(self: ItemLM, first: int, stop: int) -> tuple[Tensor, Tensor] | None:  # cosines and sines, each (T, size)
+def rotary(self: ItemLM, first: int, stop: int) -> tuple[Tensor, Tensor] | None:  # as `rotary_angles`, each (T, size)
     "Angles of some steps; beyond the table they are made"
     if self.config.position != "rope":
         return None

@@ -20,17 +20,18 @@ def rotary_angles(
     positions: Tensor,  # (...) steps, from 0
     size: int,  # channels of one head, even
     base: float = 10_000.0,  # the slowest pair turns once in about 2 pi x base steps
-) -> tuple[Tensor, Tensor]:  # cosines and sines, each (..., size)
+) -> tuple[Tensor, Tensor]:  # cosines, and sines with minus in the first half, each (..., size)
     "Angles of rotary positions (arXiv 2104.09864), laid out as Llama does: first half and second half form the pairs"
     speeds = base ** (-torch.arange(0, size, 2, device=positions.device) / size)
-    angles = (positions[..., None] * speeds).repeat(*[1] * positions.ndim, 2)
-    return angles.cos(), angles.sin()
+    angles = positions[..., None] * speeds
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def rotary_table(
     steps: int,  # T, positions to prepare
     size: int,  # channels of one head, even
-) -> tuple[Tensor, Tensor]:  # cosines and sines, each (T, size)
+) -> tuple[Tensor, Tensor]:  # as `rotary_angles`, each (T, size)
     "Angles of the first steps"
     return rotary_angles(torch.arange(steps), size)
 
@@ -38,11 +39,10 @@ def rotary_table(
 def rotate(
     x: Tensor,  # (..., T, size) queries or keys
     cos: Tensor,  # (T, size)
-    sin: Tensor,  # (T, size)
+    sin: Tensor,  # (T, size), minus in the first half
 ) -> Tensor:  # (..., T, size)
     "Turn each pair of channels by its step's angle"
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin  # halves change places
 
 # %% ../../nbs/api/models/30_layers.ipynb #de92a241
 @dataclass(frozen=True, kw_only=True)
