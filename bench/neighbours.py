@@ -81,9 +81,11 @@ def keep(jobs: list[Job], other: Job, params: dict, how: dict) -> None:
     recs, started = [load(job.folder, "cpu") for job in jobs], time.perf_counter()
     with claim_run(other.folder, other.identity, params=params) as folder:
         made = mix(recs[0] if len(recs) == 1 else together(recs, jobs[0].parts), jobs[0].parts, **how)
-        made.log = log_of(jobs[0])
+        seconds = round(sum(log_of(job)[-1]["seconds"] for job in jobs) + time.perf_counter() - started, 2)
+        *before, last = log_of(jobs[0])
+        made.log = [*before, last | {"seconds": seconds}]  # of all networks, and of putting them together
         write_run(made, folder, finished=True)
-    other.seconds["fit"] = sum(log_of(job)[-1]["seconds"] for job in jobs) + time.perf_counter() - started
+    other.seconds["fit"] = seconds
     other.report(load(other.folder, "cpu"))
     if not recorded(params):
         append_record(RESULTS / "runs.jsonl", record_of(other) | {"params": params})
