@@ -1,4 +1,4 @@
-"""Is ItemLM's gain over SASRec, and over counting, more than chance? One seed of each, paired over the users of the test part.
+"""Is ItemLM's gain over SASRec, and over counting, more than chance? One seed of each, with and without neighbours, paired over users.
 
 python bench/gain.py toys                        # ties as in the file; trains what has no run here
 python bench/gain.py toys shuffled               # the order of equal times drawn by the seed
@@ -14,22 +14,25 @@ from record import record
 from itemlm.evaluation.compare import Comparison, compare
 from itemlm.jobs import find_job
 
-RIVALS, COUNTED = "sasrec_ce", ("sequential_knn", "symmetric_knn")
+NETWORKS, COUNTED = ("item_lm", "sasrec_ce"), ("sequential_knn", "symmetric_knn")
 METRIC = "ndcg@10"
 NOTES = (
-    "Seed 0 of each, strict leave-one-out, whole catalogue, seen items dropped, NDCG@10. gain_over_sasrec, gain_over_knn: ItemLM with "
-    "neighbours (one network) minus SASRec with full cross-entropy from random rows, and minus the better of the two sequential kNNs; "
-    "single_gain_over_sasrec: ItemLM alone minus SASRec; _lo, _hi: 95 % bootstrap interval over users; _p: paired test over users, Holm's "
-    "correction over all pairs of the five models. shuffled: ties in time in an order drawn by the seed, the same for every model; "
-    "_shuffled_gain_p: the larger p of the gains over SASRec and over kNN, 1 where one of them is no gain."
+    "Seed 0 of each, strict leave-one-out, whole catalogue, seen items dropped, NDCG@10. gain_over_sasrec, gain_over_sasrec_knn, "
+    "gain_over_knn: ItemLM with neighbours (one network) minus SASRec with full cross-entropy from random rows, minus the same SASRec with "
+    "the same neighbours, and minus the better of the two sequential kNNs; single_gain_over_sasrec: ItemLM alone minus SASRec alone; _lo, "
+    "_hi: 95 % bootstrap interval over users; _p: paired test over users, Holm's correction over all pairs of the six models. shuffled: "
+    "ties in time in an order drawn by the seed, the same for every model; _shuffled_gain_p: the larger p of the gains over SASRec and "
+    "over kNN, 1 where one of them is no gain."
 )
 
 
 def compared(dataset: str, preset: str, ties: str) -> Comparison:
-    "The five models on the same users"
-    neighbours.both(dataset, "item_lm", 0, preset, ties)
-    asked = {name: neighbours.asked(dataset, name, preset, 0, ties) for name in ("item_lm_knn", "item_lm", RIVALS, *COUNTED)}
-    for name in (RIVALS, *COUNTED):
+    "The six models on the same users"
+    for network in NETWORKS:
+        neighbours.both(dataset, network, 0, preset, ties)
+    names = [*NETWORKS, *(f"{network}_knn" for network in NETWORKS), *COUNTED]
+    asked = {name: neighbours.asked(dataset, name, preset, 0, ties) for name in names}
+    for name in COUNTED:
         neighbours.trained(asked[name])
     return compare({name: find_job(params).folder for name, params in asked.items()}, metrics=(METRIC,))
 
@@ -44,9 +47,11 @@ def gain(found: Comparison, name: str, model: str, other: str) -> dict[str, floa
 def figures(found: Comparison, prefix: str) -> dict[str, float]:
     "What is stated of one data set and one order of ties"
     better = next(name for name in found.names if name in COUNTED)  # best first
-    stated = gain(found, f"{prefix}_gain_over_sasrec", "item_lm_knn", RIVALS)
-    stated |= gain(found, f"{prefix}_gain_over_knn", "item_lm_knn", better)
-    return stated | gain(found, f"{prefix}_single_gain_over_sasrec", "item_lm", RIVALS)
+    others = {"sasrec": "sasrec_ce", "sasrec_knn": "sasrec_ce_knn", "knn": better}
+    stated = gain(found, f"{prefix}_single_gain_over_sasrec", "item_lm", "sasrec_ce")
+    for name, other in others.items():
+        stated |= gain(found, f"{prefix}_gain_over_{name}", "item_lm_knn", other)
+    return stated
 
 
 def whole(stated: dict[str, float], prefix: str) -> float:

@@ -4,7 +4,9 @@
     python bench/neighbours.py ml-1m item_lm 0 long_history
     python bench/neighbours.py beauty item_lm 0+1+2          # these seeds as one model, with neighbours and time prior
     python bench/neighbours.py ml-1m item_lm 0+ long_history # one network, with both
+    python bench/neighbours.py beauty item_lm+sasrec_ce 0    # two kinds of networks, likewise
     python bench/neighbours.py beauty hierarchy+item_lm 0    # late fusion, likewise
+    python bench/neighbours.py toys item_lm+sasrec_ce 0+1/0  # other seeds of each kind
     python bench/neighbours.py beauty item_lm_ensemble 0     # two networks on the same batches; mixed, it is item_lm_full
 
 `-p model item_lm_knn` trains the same network once more and ends at the same figures: the votes play no part before the last step.
@@ -28,7 +30,11 @@ from itemlm.study import append_record, finish_run, read_records, record_of
 from itemlm.training.mix import mix, together
 
 MIXED = {"item_lm_ensemble": ("item_lm_full", dict(time_prior=None))}  # of others: model_knn, without a time prior
-FULL = {"item_lm": "item_lm_full", "hierarchy+item_lm": "hierarchy_full"}  # several networks, by their names
+FULL = {  # several networks, by their names
+    "item_lm": "item_lm_full",
+    "item_lm+sasrec_ce": "item_lm_sasrec_full",
+    "hierarchy+item_lm": "hierarchy_full",
+}
 
 
 def asked(dataset: str, model: str, preset: str, seed: int, ties: str = "as_is") -> TrainParameters:
@@ -65,14 +71,16 @@ def several(dataset: str, models: str, seeds: str, preset: str) -> None:
     "The same for networks of several seeds, or of two kinds, as one model"
     if models not in FULL:
         sys.exit(f"no model is named for {models} together: there are {', '.join(FULL)}")
-    jobs = [trained(asked(dataset, model, preset, int(seed))) for model in models.split("+") for seed in seeds.split("+") if seed]
-    job = find_job(asked(dataset, FULL[models], preset, int(seeds.partition("+")[0])))
+    kinds, apart = models.split("+"), seeds.split("/")
+    apart = apart * len(kinds) if len(apart) == 1 else apart
+    jobs = [trained(asked(dataset, kind, preset, int(seed))) for kind, some in zip(kinds, apart) for seed in some.split("+") if seed]
+    job = find_job(asked(dataset, FULL[models], preset, int(apart[0].partition("+")[0])))
     identity = json.loads(json.dumps(job.identity)) | {"apart": [one.identity for one in jobs]}
     if "+" not in models:
         identity["fit"]["model"]["network"]["members"] = len(jobs)  # the recipe's are two
     params, digest = job.asked.deciding() | {"apart": f"{models} {seeds}"}, job.folder.name.rpartition("-")[2]
     if not recorded(params):
-        folder = job.folder.with_name(f"{dataset}-{FULL[models]}-{preset}-seeds{seeds}-{digest}")
+        folder = job.folder.with_name(f"{dataset}-{FULL[models]}-{preset}-seeds{seeds.replace('/', '-')}-{digest}")
         keep(jobs, replace(job, folder=folder, identity=identity), params, dict(time_prior=None))
 
 
@@ -97,7 +105,7 @@ if __name__ == "__main__":
     seeds = [word for word in rest if word[0].isdigit()] or ["0"]
     preset = next((word for word in rest if not word[0].isdigit()), "small")
     for seed in seeds:
-        if "+" in model or "+" in seed:
+        if "+" in model or {"+", "/"} & set(seed):
             several(dataset, model, seed, preset)
         else:
             both(dataset, model, int(seed), preset)

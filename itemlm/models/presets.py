@@ -36,6 +36,7 @@ MODELS = {
     "gru4rec_ce": gru4rec,
     "sasrec_ce": sasrec,
     "sasrec_ce_knn": lambda: with_neighbours(sasrec()),
+    "item_lm_sasrec_full": lambda: with_neighbours(ensemble(small(), 1, beside=sasrec().model), time_prior=None),
     "sasrec_bce": sasrec_bce,
     "bert4rec": bert4rec,
     "hstu": hstu,
