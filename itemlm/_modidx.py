@@ -2615,6 +2615,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'itemlm.serving.rules.take_limited': ( 'api/serving/rules.html#take_limited',
                                                                              'itemlm/serving/rules.py')},
             'itemlm.serving.topk': { 'itemlm.serving.topk._block_lists': ('api/serving/topk.html#_block_lists', 'itemlm/serving/topk.py'),
+                                     'itemlm.serving.topk._chunk_maxima': ('api/serving/topk.html#_chunk_maxima', 'itemlm/serving/topk.py'),
                                      'itemlm.serving.topk._hide': ('api/serving/topk.html#_hide', 'itemlm/serving/topk.py'),
                                      'itemlm.serving.topk._join': ('api/serving/topk.html#_join', 'itemlm/serving/topk.py'),
                                      'itemlm.serving.topk._large_product': ( 'api/serving/topk.html#_large_product',

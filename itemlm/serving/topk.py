@@ -16,14 +16,22 @@ from torch import Tensor
 from ..core import Ragged, memory_budget
 
 # %% ../../nbs/api/serving/53_topk.ipynb #8228a185
+def _chunk_maxima(scores: Tensor, size: int) -> Tensor:  # (B, V), columns of a chunk -> (B, V // size)
+    "The best score of each chunk, by sweeps along what lies side by side in memory"
+    n_chunks = scores.shape[1] // size
+    if scores.stride(1) == 1:
+        return scores[:, : size * n_chunks].unflatten(1, (size, n_chunks)).amax(1)
+    return scores.T[: size * n_chunks].unflatten(0, (size, n_chunks)).amax(0).T.contiguous()
+
+
 def best_scores(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:  # (B, V) -> the n best scores (B, n) and their columns (B, n), best first
     "As `topk`: the maxima of chunks say which few chunks are searched"
     size = math.isqrt(scores.shape[1] // n)  # columns of a chunk: as much work before as after
     if size < 4:
         return tuple(scores.topk(n))
-    n_chunks = scores.shape[1] // size
-    apart = n_chunks * torch.arange(size, device=scores.device)
-    chunks = scores[:, : size * n_chunks].unflatten(1, (size, n_chunks)).amax(1).topk(n).indices
+    maxima = _chunk_maxima(scores, size)
+    n_chunks = maxima.shape[1]
+    chunks, apart = maxima.topk(n).indices, n_chunks * torch.arange(size, device=scores.device)
     rest = torch.arange(size * n_chunks, scores.shape[1], device=scores.device).expand(len(scores), -1)
     columns = torch.cat([(chunks[:, :, None] + apart).flatten(1), rest], 1)
     values, places = scores.gather(1, columns).topk(n)
@@ -85,21 +93,18 @@ def top_unmasked(
 
 # %% ../../nbs/api/serving/53_topk.ipynb #2c7fd04a
 _USERS = 128  # of a block: fewer, and a matrix product is slower for each
-_STRIPE = 2**17  # scores that one product writes
 _LARGE = 2**22  # numbers of a table that take longer to read than threads take to start
 
 
 def _products(queries: Tensor, table: Tensor, room: Tensor) -> Tensor:  # (b, D), (v, D), at least b x v numbers -> (b, v)
-    "The scores of a block, made where `room` is"
-    scores = room[: len(queries) * len(table)].view(len(queries), len(table))
-    stripe = max(1024, _STRIPE // len(queries))
+    "The scores of a block, made where `room` is: user beside user"
+    scores = room[: len(queries) * len(table)].view(len(table), len(queries))
     with torch.inference_mode():
         if len(queries) == 1 and table.numel() > _LARGE:
-            _large_product(queries[0], table, scores[0])
+            _large_product(queries[0], table, scores[:, 0])
         else:
-            for start in range(0, len(table), stripe):
-                torch.mm(queries, table[start : start + stripe].T, out=scores[:, start : start + stripe])
-    return scores.float()
+            torch.mm(table, queries.T, out=scores)
+    return scores.T.float()
 
 
 def _large_product(query: Tensor, table: Tensor, scores: Tensor) -> None:  # (D,), (v, D), (v,) to be filled
