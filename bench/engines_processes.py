@@ -1,6 +1,7 @@
 """Several processes: two against one, and a table that is cut by rows against a whole one.
 
-    python bench/engines_processes.py          # under four minutes
+    python bench/engines_processes.py          # under five minutes
+    python bench/engines_processes.py fsdp     # speed | weights | memory | fsdp
     python bench/engines_processes.py --dry    # nothing is recorded
 
 Every figure is of processes of one thread each. Speed: a window with one process, a window with two, in turn, so that whatever else
@@ -15,10 +16,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 from record import record
@@ -29,9 +34,10 @@ from itemlm.data.datasets import load_dataset
 from itemlm.data.split import split
 from itemlm.data.tokenizer import ItemTokenizer
 from itemlm.models.item_lm import ItemLMConfig, small, tiny
+from itemlm.models.losses import full_softmax
 from itemlm.training.parallel import World, process_group, this_world
 from itemlm.training.schedule import learning_rate, make_optimizer
-from itemlm.training.sharding import check_table_fits, sharded_model, sharded_softmax
+from itemlm.training.sharding import check_table_fits, sharded_model, sharded_softmax, sharded_training
 from itemlm.training.trainer import initial_model, sized, train_step
 
 ROWS, WIDTH = 2_000_000, 64
@@ -44,7 +50,8 @@ NOTES = (
     "ddp_weight_difference: largest difference of any weight after 50 steps, dropout 0. sharded_memory_ratio: peak resident memory of a "
     "process with half of a table of 2,000,000 rows of width 64 over that of a process with all of it, three training steps with the "
     "exact loss over the catalogue; sharded_peak_mb_1 and _2 are the peaks. sharded_budget_trains: 1 if, with {budget} MB of address space "
-    "a process, one process refuses the whole table with one line and two processes train it."
+    "a process, one process refuses the whole table with one line and two processes train it. fsdp_memory_ratio: the same steps of two "
+    "processes, peak resident memory of one under FSDP2 (fit's shard=True) over that of one under DDP."
 )
 
 
@@ -114,20 +121,60 @@ def weights(out: Path) -> None:
         )
 
 
+LARGE = ItemLMConfig(n_items=ROWS, width=WIDTH, layers=1, heads=2, kv_heads=2, hidden=64, dropout=0.0)
+
+
+def few_batches() -> Iterator[torch.Tensor]:
+    "The same in every process"
+    for step in range(3):
+        yield torch.randint(8, ROWS, (4, 9), generator=torch.Generator().manual_seed(step))
+
+
 def memory(out: Path) -> None:
     "Three steps with a table of two million rows, or of this process's half of them"
-    config = ItemLMConfig(n_items=ROWS, width=WIDTH, layers=1, heads=2, kv_heads=2, hidden=64, dropout=0.0)
     if "BUDGET" in os.environ:
         resource.setrlimit(resource.RLIMIT_AS, (int(os.environ["BUDGET"]),) * 2)
-        check_table_fits(config, WIDTH)
-    model = sharded_model(config)
+        check_table_fits(LARGE, WIDTH)
+    model = sharded_model(LARGE)
     optimizer, recipe = make_optimizer(model, tiny()), replace(tiny(), loss=sharded_softmax(model))
-    losses = []
-    for step in range(3):
-        tokens = torch.randint(8, ROWS, (4, 9), generator=torch.Generator().manual_seed(step))
-        losses.append(train_step(model, optimizer, [tokens], recipe).item())
+    losses = [train_step(model, optimizer, [tokens], recipe).item() for tokens in few_batches()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     (out / f"memory{this_world().size}_{this_world().rank}.json").write_text(json.dumps({"peak_mb": peak, "losses": losses}))
+
+
+def fsdp(out: Path) -> None:
+    "Three steps with all of that table's weights in each of two processes, or, where SHARED is said, a part of them"
+    world, recipe = this_world(), tiny(loss=full_softmax())
+    model = LARGE.build()
+    optimizer = make_optimizer(model, recipe)
+    if "SHARED" in os.environ:
+        learner, optimizer = sharded_training(model, optimizer, recipe)
+        del model
+    else:
+        learner = world.wrapped(model, [next(few_batches())[:1]], recipe.loss)
+    with peak_memory() as peak:
+        for tokens in few_batches():
+            own, weight = world.share((tokens > 0).sum(1).numpy())
+            train_step(learner, optimizer, [tokens[own]], recipe, weight=weight)
+    (out / f"{'parts' if 'SHARED' in os.environ else 'whole'}_{world.rank}.json").write_text(json.dumps(peak[0]))
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    "The highest resident memory inside, MB, looked at a hundred times a second"
+    process, over, found = psutil.Process(), threading.Event(), [0.0]
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            found[0] = max(found[0], process.memory_info().rss / 2**20)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        watcher.join()
 
 
 def start(job: str, out: Path, processes: int, **env: str) -> subprocess.CompletedProcess:
@@ -137,21 +184,36 @@ def start(job: str, out: Path, processes: int, **env: str) -> subprocess.Complet
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=os.environ | threads | env)
 
 
-def measured(out: Path) -> dict[str, float]:
-    "All figures"
-    fine = [start("speed", out, 2)] + [start(job, out, processes) for job in ("weights", "memory") for processes in (1, 2)]
-    if failed := [done.stderr for done in fine if done.returncode]:
+def finished(*jobs: subprocess.CompletedProcess) -> None:
+    if failed := [done.stderr for done in jobs if done.returncode]:
         sys.exit(failed[0][-3000:])
+
+
+def speed_figures(out: Path) -> dict[str, float]:
+    "Two against one"
+    finished(start("speed", out, 2))
     pairs = json.loads((out / "speed.json").read_text())
-    one, two = (load_file(out / f"by{n}.safetensors") for n in (1, 2))
-    peaks = {n: max(json.loads(file.read_text())["peak_mb"] for file in out.glob(f"memory{n}_*.json")) for n in (1, 2)}
-    refused, trained = (start("memory", out, n, BUDGET=str(BUDGET)) for n in (1, 2))
-    print(next(line for line in refused.stderr.splitlines() if "items takes" in line), flush=True)
     return {
         "ddp_speedup_2": statistics.median(both / alone for alone, both in pairs),
         "ddp_targets_per_second_1": statistics.median(alone for alone, _ in pairs),
         "ddp_targets_per_second_2": statistics.median(both for _, both in pairs),
-        "ddp_weight_difference": max(float((one[name] - two[name]).abs().max()) for name in one),
+    }
+
+
+def weights_figures(out: Path) -> dict[str, float]:
+    "Two as one"
+    finished(*(start("weights", out, processes) for processes in (1, 2)))
+    one, two = (load_file(out / f"by{n}.safetensors") for n in (1, 2))
+    return {"ddp_weight_difference": max(float((one[name] - two[name]).abs().max()) for name in one)}
+
+
+def memory_figures(out: Path) -> dict[str, float]:
+    "A table cut by rows"
+    finished(*(start("memory", out, processes) for processes in (1, 2)))
+    peaks = {n: max(json.loads(file.read_text())["peak_mb"] for file in out.glob(f"memory{n}_*.json")) for n in (1, 2)}
+    refused, trained = (start("memory", out, n, BUDGET=str(BUDGET)) for n in (1, 2))
+    print(next(line for line in refused.stderr.splitlines() if "items takes" in line), flush=True)
+    return {
         "sharded_memory_ratio": peaks[2] / peaks[1],
         "sharded_peak_mb_1": peaks[1],
         "sharded_peak_mb_2": peaks[2],
@@ -159,20 +221,34 @@ def measured(out: Path) -> dict[str, float]:
     }
 
 
+def fsdp_figures(out: Path) -> dict[str, float]:
+    "Weights in parts"
+    finished(start("fsdp", out, 2), start("fsdp", out, 2, SHARED="1"))
+    peaks = {how: max(json.loads(file.read_text()) for file in out.glob(f"{how}_*.json")) for how in ("whole", "parts")}
+    return {"fsdp_memory_ratio": peaks["parts"] / peaks["whole"], "fsdp_peak_mb": peaks["parts"], "ddp_peak_mb": peaks["whole"]}
+
+
+JOBS = {"speed": speed, "weights": weights, "memory": memory, "fsdp": fsdp}
+PARTS = {"speed": speed_figures, "weights": weights_figures, "memory": memory_figures, "fsdp": fsdp_figures}
+
+
 def main() -> None:
     "Measure and record, or be one of the processes that are measured"
     parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them, if none is named")
     parser.add_argument("--dry", action="store_true")
-    parser.add_argument("--job", choices=("speed", "weights", "memory"))
+    parser.add_argument("--job", choices=JOBS)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.job:
         torch.set_num_threads(1)
         with process_group("cpu"):
-            {"speed": speed, "weights": weights, "memory": memory}[given.job](given.out)
+            JOBS[given.job](given.out)
         return
-    with tempfile.TemporaryDirectory() as out:
-        figures = measured(Path(out))
+    figures = {}
+    for part in given.parts or PARTS:
+        with tempfile.TemporaryDirectory() as out:
+            figures |= PARTS[part](Path(out))
     if not given.dry:
         notes = NOTES.format(windows=WINDOWS, seconds=SECONDS, budget=f"{BUDGET // 2**20:,}")
         record("engines", figures, notes)

@@ -195,6 +195,8 @@ def open_job(
     runs: str | Path | None = None,  # where folders are made; None = the workspace's
 ) -> Job:
     "Open the data and the folder of a run, or say how the run that lives there differs"
+    if asked.shard and max(asked.processes, int(os.environ.get("WORLD_SIZE", 1))) == 1:
+        raise ValueError("parameter shard=True: one process has nobody to share its weights with; give processes, or start torchrun")
     job = find_job(asked, runs)
     for one in (job, *job.others):
         own = {"metrics": one.asked.metrics} if one.asked.metrics else {}
@@ -241,7 +243,7 @@ def train(
     if self.asked.processes > 1 and "RANK" not in os.environ:
         return self.in_processes(limit, verbose)
     how = dict(device=self.asked.device, max_minutes=limit, verbose=verbose, refit=_REFIT.get(self.asked.refit, self.asked.refit))
-    rec = fit(self.parts, self.recipe, out_dir=self.folder, **how)
+    rec = fit(self.parts, self.recipe, out_dir=self.folder, shard=self.asked.shard, **how)
     self.seconds["fit"] = rec.log[-1]["seconds"] if rec.log else time.perf_counter() - started
     return rec
 

@@ -286,6 +286,7 @@ class UsualParameters:
     precision: str = "float32"
     device: str = "auto"
     processes: int = 1  # of this machine that train it together
+    shard: bool = False  # of several processes, these or torchrun's, each keeps a part of every weight (FSDP2)
     out_dir: str = ""  # the run folder; empty = one of its own in the workspace
     like: str = ""  # a run folder, or its name: what is not given is as it was there
     settings: str = ""  # anything by its dotted name, "model.width=128, loss.negatives=64"
@@ -313,7 +314,7 @@ class DataParameters:
     n: int | None = None  # of last_n: test targets a user
 
 # %% ../nbs/api/74_parameters.ipynb #e87a83c2
-_ELSEWHERE = ("max_minutes", "device", "processes", "out_dir", "seeds", "like", "settings")  # not what a run is
+_ELSEWHERE = ("max_minutes", "device", "processes", "shard", "out_dir", "seeds", "like", "settings")  # not what a run is
 
 
 def _run_folder(name: str) -> Path:

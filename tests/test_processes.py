@@ -108,6 +108,10 @@ def as_one_of_two(out: Path) -> None:
     parts = some_parts()
     for name, recipe in recipes().items():
         fit(parts, recipe, out / name, device="cpu")
+        fit(parts, recipe, out / f"{name} shared", device="cpu", shard=True)
+    fit(parts, recipes()["item_lm"], out / "refit", device="cpu", refit=True, shard=True)
+    for shard, minutes in ((True, 1e-6), (False, 1e-6), (True, None)):  # a step, another, and the rest
+        fit(parts, recipes()["item_lm"], out / "halves", device="cpu", max_minutes=minutes, shard=shard)
     rank = this_world().rank
     save_file(fsdp_steps(parts), out / f"fsdp{rank}.safetensors")
     save_file(sharded_steps(), out / f"sharded{rank}.safetensors")
@@ -138,20 +142,38 @@ def two(tmp_path_factory) -> Path:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*torchrun, __file__, str(out)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert not done.returncode, done.stderr[-5000:]
-    assert done.stdout.count("epoch     1/2") == 3, "one process speaks"
+    assert done.stdout.count("epoch     1/2") == 8, "one process speaks"
     return out
 
 
+@pytest.mark.parametrize("how", ["", " shared"])
 @pytest.mark.parametrize("name", recipes())
-def test_two_train_as_one(name, two):
-    "Weights, losses, and the ranks of the validation part; the run is one like any other."
-    alone, together = fit(some_parts(), recipes()[name], device="cpu", verbose=False), load(two / name)
+def test_two_train_as_one(name, how, two):
+    "Weights, losses, and the ranks of the validation part, whether each has all weights or a part; the run is one like any other."
+    alone, together = fit(some_parts(), recipes()[name], device="cpu", verbose=False), load(two / f"{name}{how}")
     for a, b in zip(alone.log, together.log, strict=True):
         assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], abs=1e-5) and a["ndcg@10"] == pytest.approx(b["ndcg@10"])
     for (key, ours), theirs in zip(alone.model.state_dict().items(), together.model.state_dict().values(), strict=True):
         if not key.endswith("k_proj.bias"):  # attention does not depend on it: its gradient is rounding, which Adam makes a step of
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0, msg=key)
     assert together.recipe == alone.recipe
+
+
+def test_a_refit_of_shared_weights_is_that_of_whole_ones(two):
+    alone, together = fit(some_parts(), recipes()["item_lm"], device="cpu", verbose=False, refit=True), load(two / "refit")
+    assert together.data["training"] == "refit"
+    for ours, theirs in zip(alone.model.state_dict().values(), together.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_shared_weights_go_on_where_whole_ones_stopped(two):
+    "And the other way round: what is saved is the same."
+    alone, together = fit(some_parts(), recipes()["item_lm"], device="cpu", verbose=False), load(two / "halves")
+    found = {row["step"]: row for row in together.log}
+    assert sorted(found)[:2] == [1, 2] and len(found) == 4
+    for row in alone.log:
+        assert found[row["step"]]["loss"] == pytest.approx(row["loss"], abs=1e-5)
+        assert found[row["step"]]["ndcg@10"] == pytest.approx(row["ndcg@10"])
 
 
 def test_fsdp_trains_as_one(two, tmp_path):

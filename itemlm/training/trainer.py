@@ -42,6 +42,7 @@ from .parallel import this_world
 from .ppmi import ppmi_vectors
 from .rows import some_rows, tables_of
 from .schedule import learning_rate, make_optimizer
+from .sharding import gathered_optimizer, gathered_state, sharded_training
 
 # %% ../../nbs/api/training/55_trainer.ipynb #f173e7a6
 def train_step(
@@ -150,6 +151,7 @@ class Trainer:
         folder: Path | None = None,
         verbose: bool = True,
         log: Callable | None = None,
+        shard: bool = False,
     ):
         self.recommender, self.model, self.parts, self.config = rec, rec.model, parts, config
         self.world, self.folder, self.verbose, self.log = this_world(), folder, verbose, log
@@ -158,8 +160,6 @@ class Trainer:
         if not len(self.sequences):
             raise ValueError("nothing to train on: no user has two items in the training part")
         self.valid = sample_targets(parts.valid, config.valid_targets, config.seed) if config.valid_targets else parts.valid
-        forward = self.world.wrapped(self.model, [self.sequences.rectangle(np.arange(1)).to(self.model.device)], config.loss)
-        self.forward = torch.compile(forward, dynamic=True) if config.compile else forward
         share = config.neighbour_labels
         self.labels = NeighbourLabels(share, self.model, parts, rec.tokenizer) if share else None
         self.optimizer = make_optimizer(self.model, config)
@@ -167,10 +167,21 @@ class Trainer:
         self.total = self.last = config.epochs * self.steps_per_epoch  # steps of the schedule; the step after which it ends
         resume = _resume_file(folder)
         self.progress = load_progress(resume, self.model, self.optimizer) if resume else _first_progress(folder, self.model)
-        if self.world.size > 1:
-            self.optimizer.make_dense()
+        self.learner = self.model
+        self.forward = self.join(shard)
         self.world.check_same(f"{self.progress.step} {self.progress.log}", "saved state")
         self.lap = time.monotonic()  # since when seconds are not yet counted
+
+    def join(self, shard: bool) -> nn.Module:  # what a batch goes through
+        "Learn with the other processes: each keeps the whole model, or a part of every weight and of Adam's averages"
+        if self.world.size > 1:
+            self.optimizer.make_dense()
+        if shard:
+            forward, self.optimizer = self.learner, _ = sharded_training(self.model, self.optimizer, self.config)
+        else:
+            row = self.sequences.rectangle(np.arange(1)).to(self.model.device)
+            forward = self.world.wrapped(self.model, [row], self.config.loss)
+        return torch.compile(forward, dynamic=True) if self.config.compile else forward
 
 # %% ../../nbs/api/training/55_trainer.ipynb #66cbae24
 @patch(as_prop=True)
@@ -233,7 +244,8 @@ def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
     "The rest of the current epoch, or as much as there is time for, and its validation"
     p, config, known = self.progress, self.config, len(self.progress.log)
     order = epoch_order(self.sequences, config.batch, config.seed, self.epoch, config.bucket)
-    self.model.train()
+    self.learner.train()
+    self.release()
     for rows in self.shown(order[p.step % self.steps_per_epoch :][: self.last - p.step]):
         self.step(rows)
         over, due = self.world.agreed(time.monotonic() > deadline, time.monotonic() - self.lap > SAVE_EVERY)
@@ -241,7 +253,9 @@ def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
             break
         if due:
             self.save()
+            self.release()
     with self.optimizer.settled(for_good=p.step % self.steps_per_epoch == 0):  # else where a run was stopped would show in the last bits
+        self.gather()
         self.validate()
     if p.step % self.steps_per_epoch == 0:
         p.loss, p.targets = 0.0, 0
@@ -293,14 +307,41 @@ def say(self: Trainer, line: str) -> None:
     if self.verbose:
         print(line, flush=True)
 
+# %% ../../nbs/api/training/55_trainer.ipynb #21011cef
+@patch
+def gather(self: Trainer) -> None:
+    "Bring the model to where its parts are; a call of all processes"
+    if self.learner is self.model:
+        return
+    whole = gathered_state(self.learner)
+    for name, weight in self.model.named_parameters():
+        weight.data = whole[name].to(weight.device)
+    for name, buffer in self.model.named_buffers():
+        if name in whole:
+            buffer.copy_(whole[name])
+
+
+@patch
+def release(self: Trainer) -> None:
+    "Let go of whole weights while parts of them learn"
+    if self.learner is self.model:
+        return
+    self.model.train()  # and keeps no item table
+    for weight in self.model.parameters():
+        weight.data = weight.data.new_empty(0)
+
 # %% ../../nbs/api/training/55_trainer.ipynb #b727ebd3
 @patch
 def save(self: Trainer) -> None:
     "Write what it takes to go on from here, and the log beside it"
     self.count_seconds()
-    if self.folder and self.world.writes:
+    if not self.folder:
+        return
+    self.gather()
+    optimizer = gathered_optimizer(self.learner, self.optimizer, self.model, self.config)
+    if self.world.writes:
         with saving(self.folder) as stage:
-            save_progress(stage / RESUME, self.progress, self.model, self.optimizer)
+            save_progress(stage / RESUME, self.progress, self.model, optimizer)
             (stage / LOG).write_text("".join(json.dumps(row) + "\n" for row in self.progress.log))
 
 
@@ -550,6 +591,7 @@ def _train_anew(
     folder: Path | None,
     max_minutes: float | None,
     verbose: bool,
+    shard: bool = False,
 ) -> Recommender:
     "Train as long as a strict run says on more than it had"
     config = replace(config, model=chosen.model.config)  # with what it chose on the validation part
@@ -558,10 +600,10 @@ def _train_anew(
     if not rec.model.learns:
         return _counted(rec, folder)
     steps = Trainer(chosen, parts, config, verbose=False).total
-    return _train(Refit(chosen, steps, rec, whole, sized_config, folder, verbose), max_minutes)
+    return _train(Refit(chosen, steps, rec, whole, sized_config, folder, verbose, None, shard), max_minutes)
 
 # %% ../../nbs/api/training/55_trainer.ipynb #af98ae69
-def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | None, device: str) -> TrainingConfig:
+def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | None, device: str, shard: bool) -> TrainingConfig:
     "What `fit` was given, or one clear error"
     config = config or small()
     if not isinstance(config, TrainingConfig):
@@ -570,6 +612,8 @@ def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | N
         number_between("max_minutes", max_minutes, low_too=False)  # None: no limit
     if config.batch < (processes := this_world().size):
         raise ValueError(f"batch={config.batch} sequences a step are too few for {processes} processes: start fewer, or raise batch")
+    if shard and processes == 1:
+        raise ValueError("shard=True: one process has nobody to share its weights with; start several, or leave shard out")
     if not len(parts.valid):
         raise ValueError("no user has a validation target to choose the weights by: choose other cuts in split()")
     check_loss(config.loss, device)
@@ -592,6 +636,7 @@ def _refit(
     minutes: float | None,
     verbose: bool,
     log: Callable | None = None,
+    shard: bool = False,
 ) -> Recommender:
     "A strict run, and then training anew on more than its training part"
     if how not in (True, "everything"):
@@ -604,11 +649,11 @@ def _refit(
             return _opened(folder, rec.model, verbose)
         if folder:
             _check_room(folder, 2 * _needed_bytes(rec))
-        chosen = fit(parts, config, folder and folder / STRICT, device, minutes, verbose, log=log)
+        chosen = fit(parts, config, folder and folder / STRICT, device, minutes, verbose, log=log, shard=shard)
         left = None if minutes is None else minutes - (time.monotonic() - started) / 60
         over = this_world().agreed(left is not None and left <= 0)[0]
         if left is None or (not over and (not folder or _finished(folder / STRICT))):
-            return _train_anew(chosen, parts, whole, config, folder, left, verbose)
+            return _train_anew(chosen, parts, whole, config, folder, left, verbose, shard)
         if verbose:
             print("the time is up before the refit: this is the strict run so far", flush=True)
         if folder and this_world().writes:
@@ -625,13 +670,14 @@ def fit(
     verbose: bool | Callable[[dict], None] = True,  # one line an epoch; a callable gets each epoch's row besides
     refit: bool | str = False,  # then train anew on the validation part as well; "everything": on the test part, too
     log: Callable[[str, dict], None] | None = None,  # a tracker: gets ("parameters", recipe), then ("epoch", row) of each epoch
+    shard: bool = False,  # of several processes each keeps a part of every weight and of Adam's averages (FSDP2), not all
 ) -> Recommender:
     "Train a model on the training part, choose its weights on the validation part, and return it as a `Recommender`"
     device, world = resolve_device(device), this_world()
-    config = _checked(parts, config, max_minutes, device)
+    config = _checked(parts, config, max_minutes, device, shard)
     verbose, log = (verbose, log) if world.writes else (False, None)
     if refit:
-        return _refit(parts, config, refit, out_dir, device, max_minutes, verbose, log)
+        return _refit(parts, config, refit, out_dir, device, max_minutes, verbose, log, shard)
     rec, config = _new(parts, config, device)
     needed = _needed_bytes(rec)
     identity = run_identity(parts, config, rec.model, rec.tokenizer)
@@ -644,4 +690,6 @@ def fit(
         if log:
             log("parameters", flatten(identity["fit"]))
         rec.model = prepare_model(rec.model, config, parts, rec.tokenizer)
-        return _train(Trainer(rec, parts, config, folder, verbose, log), max_minutes) if rec.model.learns else _counted(rec, folder, parts)
+        if not rec.model.learns:
+            return _counted(rec, folder, parts)
+        return _train(Trainer(rec, parts, config, folder, verbose, log, shard), max_minutes)
