@@ -22,6 +22,7 @@ from itemlm.core import Ragged
 from itemlm.data.tokenizer import ItemTokenizer
 from itemlm.models.losses import full_softmax
 from itemlm.models.neural import sasrec
+from itemlm.models.presets import MODELS, preset
 from itemlm.models.text.encoders import ItemLLMConfig
 from itemlm.models.text.rows import hierarchy
 from itemlm.serving.recommender import Recommender
@@ -94,6 +95,18 @@ def fsdp_steps(parts) -> dict:
     return gathered_state(model)
 
 
+def shared_beside_whole(parts) -> dict[str, float]:
+    "Of every model that learns, dropout and all: how far shared weights end from those that each process has."
+    apart = {}
+    for name in MODELS:
+        recipe = preset(name, "tiny").with_fields(epochs=1, batch=13)
+        whole, shared = (fit(parts, recipe, device="cpu", shard=shard, verbose=False) for shard in (False, True))
+        if whole.model.learns:
+            pairs = zip(whole.model.state_dict().values(), shared.model.state_dict().values(), strict=True)
+            apart[name] = max(float((ours.float() - theirs.float()).abs().max()) for ours, theirs in pairs if ours.numel())
+    return apart
+
+
 def sharded_steps() -> dict:
     "Six steps of a model with a sharded table."
     model = sharded_model(sharded_config(), seed=3)
@@ -113,6 +126,7 @@ def as_one_of_two(out: Path) -> None:
     for shard, minutes in ((True, 1e-6), (False, 1e-6), (True, None)):  # a step, another, and the rest
         fit(parts, recipes()["item_lm"], out / "halves", device="cpu", max_minutes=minutes, shard=shard)
     rank = this_world().rank
+    (out / f"apart{rank}.json").write_text(json.dumps(shared_beside_whole(parts)))
     save_file(fsdp_steps(parts), out / f"fsdp{rank}.safetensors")
     save_file(sharded_steps(), out / f"sharded{rank}.safetensors")
     scores, seen = questions()
@@ -157,6 +171,14 @@ def test_two_train_as_one(name, how, two):
         if not key.endswith("k_proj.bias"):  # attention does not depend on it: its gradient is rounding, which Adam makes a step of
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0, msg=key)
     assert together.recipe == alone.recipe
+
+
+def test_every_model_shares_its_weights(two):
+    "What is left of a difference are the biases of keys, whose gradients are rounding."
+    for rank in range(2):
+        apart = json.loads((two / f"apart{rank}.json").read_text())
+        assert {"item_lm_sasrec_full", "gru4rec_ce", "bert4rec", "hstu", "item_plus_text", "text_beam"} <= set(apart)
+        assert {name: value for name, value in apart.items() if value > 1e-4} == {}
 
 
 def test_a_refit_of_shared_weights_is_that_of_whole_ones(two):
