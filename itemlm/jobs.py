@@ -196,7 +196,7 @@ def open_job(
 ) -> Job:
     "Open the data and the folder of a run, or say how the run that lives there differs"
     if asked.shard and max(asked.processes, int(os.environ.get("WORLD_SIZE", 1))) == 1:
-        raise ValueError("parameter shard=True: one process has nobody to share its weights with; give processes, or start torchrun")
+        raise ValueError(f"parameter shard={asked.shard}: one process has nobody to share a model with; give processes, or start torchrun")
     job = find_job(asked, runs)
     for one in (job, *job.others):
         own = {"metrics": one.asked.metrics} if one.asked.metrics else {}

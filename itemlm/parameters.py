@@ -30,6 +30,7 @@ from .models.losses import LOSSES, described
 from .models.presets import MODELS, SIZES, named, preset
 from .models.recipe import PRECISIONS, STARTS, TrainingConfig
 from .runs.folder import file_of, read_record
+from .training.sharding import SHARDS
 from .workspace import workspace
 
 # %% ../nbs/api/74_parameters.ipynb #cde95145
@@ -248,6 +249,7 @@ _CHOICES = {
     "precision": PRECISIONS,
     "duplicates": ("", "drop", "keep"),
     "refit": ("", "False", "True", "everything"),
+    "shard": SHARDS,
 }
 _OF_PROTOCOL = {"cuts": "global_time", "n": "last_n"}  # read by this protocol alone
 
@@ -286,7 +288,7 @@ class UsualParameters:
     precision: str = "float32"
     device: str = "auto"
     processes: int = 1  # of this machine that train it together
-    shard: bool = False  # of several processes, these or torchrun's, each keeps a part of every weight (FSDP2)
+    shard: str = ""  # what each of several processes, these or torchrun's, keeps but a part of: weights (FSDP2) | table
     out_dir: str = ""  # the run folder; empty = one of its own in the workspace
     like: str = ""  # a run folder, or its name: what is not given is as it was there
     settings: str = ""  # anything by its dotted name, "model.width=128, loss.negatives=64"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from itemlm import fit, load, read_events, split, tiny
 from itemlm.core import Ragged
 from itemlm.data.tokenizer import ItemTokenizer
-from itemlm.models.losses import full_softmax
+from itemlm.models.losses import full_softmax, gbce
 from itemlm.models.neural import sasrec
 from itemlm.models.presets import MODELS, preset
 from itemlm.models.text.encoders import ItemLLMConfig
@@ -36,7 +36,6 @@ from itemlm.training.sharding import (
     sharded_model,
     sharded_softmax,
     sharded_top_lists,
-    whole_state,
 )
 from itemlm.training.trainer import initial_model, sized, train_step
 
@@ -65,6 +64,12 @@ def recipes() -> dict:
         "sasrec": sasrec(width=16, layers=1, **still, **SMALL),
         "hierarchy": text.with_fields(**SMALL),
     }
+
+
+def with_a_table() -> dict:
+    "With dropout: all processes read the same batch, so that it may be the same in all."
+    known = {name: preset(name, "tiny").with_fields(**SMALL) for name in ("item_lm", "gru4rec_ce", "hstu", "item_lm_knn", "item_lm_full")}
+    return known | {"sasrec": recipes()["sasrec"]}
 
 
 def sharded_config():
@@ -100,7 +105,7 @@ def shared_beside_whole(parts) -> dict[str, float]:
     apart = {}
     for name in MODELS:
         recipe = preset(name, "tiny").with_fields(epochs=1, batch=13)
-        whole, shared = (fit(parts, recipe, device="cpu", shard=shard, verbose=False) for shard in (False, True))
+        whole, shared = (fit(parts, recipe, device="cpu", shard=shard, verbose=False) for shard in ("", "weights"))
         if whole.model.learns:
             pairs = zip(whole.model.state_dict().values(), shared.model.state_dict().values(), strict=True)
             apart[name] = max(float((ours.float() - theirs.float()).abs().max()) for ours, theirs in pairs if ours.numel())
@@ -110,9 +115,9 @@ def shared_beside_whole(parts) -> dict[str, float]:
 def sharded_steps() -> dict:
     "Six steps of a model with a sharded table."
     model = sharded_model(sharded_config(), seed=3)
-    start, optimizer = whole_state(model), make_optimizer(model, tiny())
+    start, optimizer = gathered_state(model), make_optimizer(model, tiny())
     losses = [train_step(model, optimizer, batch, replace(tiny(), loss=sharded_softmax(model))).item() for batch in batches()]
-    ends = {f"end.{name}": weight for name, weight in whole_state(model).items()}
+    ends = {f"end.{name}": weight for name, weight in gathered_state(model).items()}
     return {f"start.{name}": weight for name, weight in start.items()} | ends | {"losses": torch.tensor(losses)}
 
 
@@ -121,10 +126,12 @@ def as_one_of_two(out: Path) -> None:
     parts = some_parts()
     for name, recipe in recipes().items():
         fit(parts, recipe, out / name, device="cpu")
-        fit(parts, recipe, out / f"{name} shared", device="cpu", shard=True)
-    fit(parts, recipes()["item_lm"], out / "refit", device="cpu", refit=True, shard=True)
-    for shard, minutes in ((True, 1e-6), (False, 1e-6), (True, None)):  # a step, another, and the rest
-        fit(parts, recipes()["item_lm"], out / "halves", device="cpu", max_minutes=minutes, shard=shard)
+        fit(parts, recipe, out / f"{name} weights", device="cpu", shard="weights")
+    for name, recipe in with_a_table().items():
+        fit(parts, recipe, out / f"{name} table", device="cpu", shard="table")
+    fit(parts, recipes()["item_lm"], out / "refit", device="cpu", refit=True, shard="weights")
+    for shard, minutes in (("weights", 1e-6), ("", 1e-6), ("table", 1e-6), ("weights", None)):  # a step, another, one more, and the rest
+        fit(parts, with_a_table()["sasrec"], out / "halves", device="cpu", max_minutes=minutes, shard=shard)
     rank = this_world().rank
     (out / f"apart{rank}.json").write_text(json.dumps(shared_beside_whole(parts)))
     save_file(fsdp_steps(parts), out / f"fsdp{rank}.safetensors")
@@ -141,9 +148,10 @@ def refused(out: Path) -> dict[str, str]:
     "What each process is told of a batch that is too small, and of data that the other does not have."
     parts, said = some_parts(), {}
     asked = {"batch": (parts, tiny(batch=1)), "data": (some_parts(this_world().rank), tiny())}
-    for name, (data, recipe) in asked.items():
+    cut = {"model": preset("bert4rec", "tiny"), "loss": tiny(loss=gbce()), "labels": tiny(neighbour_labels=0.2)}
+    for name, (data, recipe) in (asked | {name: (parts, recipe) for name, recipe in cut.items()}).items():
         try:
-            fit(data, recipe, out / f"refused {name}", device="cpu")
+            fit(data, recipe, out / f"refused {name}", device="cpu", shard="table" if name in cut else "")
         except ValueError as error:
             said[name] = str(error)
     return said
@@ -156,21 +164,31 @@ def two(tmp_path_factory) -> Path:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*torchrun, __file__, str(out)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert not done.returncode, done.stderr[-5000:]
-    assert done.stdout.count("epoch     1/2") == 8, "one process speaks"
+    assert done.stdout.count("epoch     1/2") == 8 + len(with_a_table()), "one process speaks"
     return out
 
 
-@pytest.mark.parametrize("how", ["", " shared"])
-@pytest.mark.parametrize("name", recipes())
-def test_two_train_as_one(name, how, two):
-    "Weights, losses, and the ranks of the validation part, whether each has all weights or a part; the run is one like any other."
-    alone, together = fit(some_parts(), recipes()[name], device="cpu", verbose=False), load(two / f"{name}{how}")
+def same_run(recipe, folder: Path) -> None:
+    "Weights, losses, and the ranks of the validation part; the run is one like any other."
+    alone, together = fit(some_parts(), recipe, device="cpu", verbose=False), load(folder)
     for a, b in zip(alone.log, together.log, strict=True):
         assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], abs=1e-5) and a["ndcg@10"] == pytest.approx(b["ndcg@10"])
     for (key, ours), theirs in zip(alone.model.state_dict().items(), together.model.state_dict().values(), strict=True):
         if not key.endswith("k_proj.bias"):  # attention does not depend on it: its gradient is rounding, which Adam makes a step of
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0, msg=key)
     assert together.recipe == alone.recipe
+
+
+@pytest.mark.parametrize("how", ["", " weights"])
+@pytest.mark.parametrize("name", recipes())
+def test_two_train_as_one(name, how, two):
+    "Whether each has all weights or a part of all."
+    same_run(recipes()[name], two / f"{name}{how}")
+
+
+@pytest.mark.parametrize("name", with_a_table())
+def test_two_with_a_part_of_the_table_train_as_one(name, two):
+    same_run(with_a_table()[name], two / f"{name} table")
 
 
 def test_every_model_shares_its_weights(two):
@@ -190,9 +208,9 @@ def test_a_refit_of_shared_weights_is_that_of_whole_ones(two):
 
 def test_shared_weights_go_on_where_whole_ones_stopped(two):
     "And the other way round: what is saved is the same."
-    alone, together = fit(some_parts(), recipes()["item_lm"], device="cpu", verbose=False), load(two / "halves")
+    alone, together = fit(some_parts(), with_a_table()["sasrec"], device="cpu", verbose=False), load(two / "halves")
     found = {row["step"]: row for row in together.log}
-    assert sorted(found)[:2] == [1, 2] and len(found) == 4
+    assert sorted(found)[:3] == [1, 2, 3] and len(found) == 5
     for row in alone.log:
         assert found[row["step"]]["loss"] == pytest.approx(row["loss"], abs=1e-5)
         assert found[row["step"]]["ndcg@10"] == pytest.approx(row["ndcg@10"])
@@ -245,9 +263,12 @@ def test_dropout_is_each_ones_own(two):
 def test_what_cannot_be_shared_is_refused_by_all(two):
     "And nothing is written."
     said = [json.loads((two / f"refused{rank}.json").read_text()) for rank in range(2)]
-    assert said[0] == said[1] and said[0].keys() == {"batch", "data"}
+    assert said[0] == said[1] and said[0].keys() == {"batch", "data", "model", "loss", "labels"}
     assert "batch=1" in said[0]["batch"] and "2 processes" in said[0]["batch"]
     assert "process 1 has other data or parameters than process 0" in said[0]["data"]
+    assert "BERT4Rec has no plain table of items to cut; shard='weights' cuts any model" in said[0]["model"]
+    assert "loss=BinaryCrossEntropy goes with shard='weights'" in said[0]["loss"]
+    assert "neighbour_labels=0.2 goes with shard='weights'" in said[0]["labels"]
     assert not list(two.glob("refused *"))
 
 

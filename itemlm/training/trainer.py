@@ -38,11 +38,11 @@ from ..serving.recommender import Recommender, load, vocabulary_hash, write_run
 from ..show import ProgressLine
 from .checkpoint import Progress, copied_weights, load_progress, save_progress
 from .labels import NeighbourLabels, loss_of
-from .parallel import this_world
+from .parallel import World, this_world
 from .ppmi import ppmi_vectors
 from .rows import some_rows, tables_of
 from .schedule import learning_rate, make_optimizer
-from .sharding import gathered_optimizer, gathered_state, sharded_training
+from .sharding import check_shard, gathered_optimizer, gathered_state, sharded_softmax, sharded_training
 
 # %% ../../nbs/api/training/55_trainer.ipynb #f173e7a6
 def train_step(
@@ -151,7 +151,7 @@ class Trainer:
         folder: Path | None = None,
         verbose: bool = True,
         log: Callable | None = None,
-        shard: bool = False,
+        shard: str = "",
     ):
         self.recommender, self.model, self.parts, self.config = rec, rec.model, parts, config
         self.world, self.folder, self.verbose, self.log = this_world(), folder, verbose, log
@@ -167,17 +167,18 @@ class Trainer:
         self.total = self.last = config.epochs * self.steps_per_epoch  # steps of the schedule; the step after which it ends
         resume = _resume_file(folder)
         self.progress = load_progress(resume, self.model, self.optimizer) if resume else _first_progress(folder, self.model)
-        self.learner = self.model
+        self.learner, self.readers = self.model, World() if shard == "table" else self.world  # who shares a batch
         self.forward = self.join(shard)
+        self.loss = sharded_softmax(self.learner) if shard == "table" else config.loss
         self.world.check_same(f"{self.progress.step} {self.progress.log}", "saved state")
         self.lap = time.monotonic()  # since when seconds are not yet counted
 
-    def join(self, shard: bool) -> nn.Module:  # what a batch goes through
+    def join(self, shard: str) -> nn.Module:  # what a batch goes through
         "Learn with the other processes: each keeps the whole model, or a part of every weight and of Adam's averages"
         if self.world.size > 1:
             self.optimizer.make_dense()
         if shard:
-            forward, self.optimizer = self.learner, _ = sharded_training(self.model, self.optimizer, self.config)
+            forward, self.optimizer = self.learner, _ = sharded_training(self.model, self.optimizer, self.config, shard)
         else:
             row = self.sequences.rectangle(np.arange(1)).to(self.model.device)
             forward = self.world.wrapped(self.model, [row], self.config.loss)
@@ -227,12 +228,12 @@ def tell(self: Trainer, row: dict) -> None:  # of the log
 @patch
 def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     "One update; rate and dropout are functions of the step"
-    p, config = self.progress, self.config
-    torch.manual_seed(self.world.seed(config.seed, p.step))
+    p, config, readers = self.progress, replace(self.config, loss=self.loss), self.readers
+    torch.manual_seed(readers.seed(config.seed, p.step))
     for group in self.optimizer.param_groups:
         group["lr"] = learning_rate(p.step - p.start, self.total - p.start, config) * (RESTART if p.start else 1)
-    batch, weight = self.world.cut(self.sequences.buckets(rows) if config.bucket else [self.sequences.rectangle(rows)])
-    loss = self.world.mean(train_step(self.forward, self.optimizer, batch, config, self.labels, weight).item(), weight)
+    batch, weight = readers.cut(self.sequences.buckets(rows) if config.bucket else [self.sequences.rectangle(rows)])
+    loss = readers.mean(train_step(self.forward, self.optimizer, batch, config, self.labels, weight).item(), weight)
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {p.step}: lower lr={config.lr} or use precision='float32'")
     targets = int(self.sequences.lengths[rows].sum()) - len(rows)
@@ -591,7 +592,7 @@ def _train_anew(
     folder: Path | None,
     max_minutes: float | None,
     verbose: bool,
-    shard: bool = False,
+    shard: str = "",
 ) -> Recommender:
     "Train as long as a strict run says on more than it had"
     config = replace(config, model=chosen.model.config)  # with what it chose on the validation part
@@ -603,7 +604,7 @@ def _train_anew(
     return _train(Refit(chosen, steps, rec, whole, sized_config, folder, verbose, None, shard), max_minutes)
 
 # %% ../../nbs/api/training/55_trainer.ipynb #af98ae69
-def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | None, device: str, shard: bool) -> TrainingConfig:
+def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | None, device: str) -> TrainingConfig:
     "What `fit` was given, or one clear error"
     config = config or small()
     if not isinstance(config, TrainingConfig):
@@ -612,8 +613,6 @@ def _checked(parts: Split, config: TrainingConfig | None, max_minutes: float | N
         number_between("max_minutes", max_minutes, low_too=False)  # None: no limit
     if config.batch < (processes := this_world().size):
         raise ValueError(f"batch={config.batch} sequences a step are too few for {processes} processes: start fewer, or raise batch")
-    if shard and processes == 1:
-        raise ValueError("shard=True: one process has nobody to share its weights with; start several, or leave shard out")
     if not len(parts.valid):
         raise ValueError("no user has a validation target to choose the weights by: choose other cuts in split()")
     check_loss(config.loss, device)
@@ -636,13 +635,14 @@ def _refit(
     minutes: float | None,
     verbose: bool,
     log: Callable | None = None,
-    shard: bool = False,
+    shard: str = "",
 ) -> Recommender:
     "A strict run, and then training anew on more than its training part"
     if how not in (True, "everything"):
         raise ValueError(f"refit={how!r} is not True (training and validation part) or 'everything' (the test part too)")
     started, whole = time.monotonic(), with_validation(parts, how == "everything")
     rec, sized_config = _new(parts, config, device)
+    check_shard(shard, rec.model, sized_config)
     identity = run_identity(parts, sized_config, rec.model, rec.tokenizer, whole.protocol["training"])
     with this_world().claimed(out_dir, identity) if out_dir else nullcontext() as folder:
         if _finished(folder):
@@ -670,15 +670,16 @@ def fit(
     verbose: bool | Callable[[dict], None] = True,  # one line an epoch; a callable gets each epoch's row besides
     refit: bool | str = False,  # then train anew on the validation part as well; "everything": on the test part, too
     log: Callable[[str, dict], None] | None = None,  # a tracker: gets ("parameters", recipe), then ("epoch", row) of each epoch
-    shard: bool = False,  # of several processes each keeps a part of every weight and of Adam's averages (FSDP2), not all
+    shard: str = "",  # what each of several processes keeps but a part of: "weights" (FSDP2), or the rows of the item "table"; "": nothing
 ) -> Recommender:
     "Train a model on the training part, choose its weights on the validation part, and return it as a `Recommender`"
     device, world = resolve_device(device), this_world()
-    config = _checked(parts, config, max_minutes, device, shard)
+    config = _checked(parts, config, max_minutes, device)
     verbose, log = (verbose, log) if world.writes else (False, None)
     if refit:
         return _refit(parts, config, refit, out_dir, device, max_minutes, verbose, log, shard)
     rec, config = _new(parts, config, device)
+    check_shard(shard, rec.model, config)
     needed = _needed_bytes(rec)
     identity = run_identity(parts, config, rec.model, rec.tokenizer)
     world.check_same(json.dumps(identity, default=str), "data or parameters")
