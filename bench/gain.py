@@ -21,9 +21,9 @@ NOTES = (
     "Seed 0 of each, strict leave-one-out, whole catalogue, seen items dropped, NDCG@10. gain_over_sasrec, gain_over_sasrec_knn, "
     "gain_over_knn: ItemLM with neighbours (one network) minus SASRec with full cross-entropy from random rows, minus the same SASRec with "
     "the same neighbours, and minus the better of the two sequential kNNs; single_gain_over_sasrec: ItemLM alone minus SASRec alone; _lo, "
-    "_hi: 95 % bootstrap interval over users; _p: paired test over users, Holm's correction over all pairs of the six models, "
-    "or of the four without SASRec where its figures are missing. shuffled: ties in time in an order drawn by the seed, the same for every model; _shuffled_gain_p: the larger p of the gains over SASRec and "
-    "over kNN, 1 where one of them is no gain."
+    "_hi: 95 % bootstrap interval over users; _p: paired test over users, Holm's correction over all pairs of the six models, or of the "
+    "four without SASRec where its figures are missing. shuffled: ties in time in an order drawn by the seed, the same for every model; "
+    "_shuffled_gain_p: the larger p of the gains over SASRec and over kNN, 1 where one of them is no gain."
 )
 
 
