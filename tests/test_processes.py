@@ -148,10 +148,10 @@ def refused(out: Path) -> dict[str, str]:
     "What each process is told of a batch that is too small, and of data that the other does not have."
     parts, said = some_parts(), {}
     asked = {"batch": (parts, tiny(batch=1)), "data": (some_parts(this_world().rank), tiny())}
-    cut = {"model": preset("bert4rec", "tiny"), "loss": tiny(loss=gbce()), "labels": tiny(neighbour_labels=0.2)}
+    cut = {"model": preset("bert4rec", "tiny"), "loss": tiny(loss=gbce()), "labels": tiny(neighbour_labels=0.2), "how": tiny()}
     for name, (data, recipe) in (asked | {name: (parts, recipe) for name, recipe in cut.items()}).items():
         try:
-            fit(data, recipe, out / f"refused {name}", device="cpu", shard="table" if name in cut else "")
+            fit(data, recipe, out / f"refused {name}", device="cpu", shard="rows" if name == "how" else "table" if name in cut else "")
         except ValueError as error:
             said[name] = str(error)
     return said
@@ -263,11 +263,12 @@ def test_dropout_is_each_ones_own(two):
 def test_what_cannot_be_shared_is_refused_by_all(two):
     "And nothing is written."
     said = [json.loads((two / f"refused{rank}.json").read_text()) for rank in range(2)]
-    assert said[0] == said[1] and said[0].keys() == {"batch", "data", "model", "loss", "labels"}
+    assert said[0] == said[1] and said[0].keys() == {"batch", "data", "model", "loss", "labels", "how"}
     assert "batch=1" in said[0]["batch"] and "2 processes" in said[0]["batch"]
     assert "process 1 has other data or parameters than process 0" in said[0]["data"]
     assert "BERT4Rec has no plain table of items to cut; shard='weights' cuts any model" in said[0]["model"]
     assert "loss=BinaryCrossEntropy goes with shard='weights'" in said[0]["loss"]
+    assert "shard='rows' is not one of weights, table" in said[0]["how"]
     assert "neighbour_labels=0.2 goes with shard='weights'" in said[0]["labels"]
     assert not list(two.glob("refused *"))
 

@@ -133,12 +133,11 @@ def _tables(model: SequenceModel) -> dict[str, int]:  # their owners' names, and
 
 def cut_model(model: SequenceModel) -> SequenceModel:
     "A copy of a whole model whose item tables are cut by rows"
-    owners, known = {}, {}
+    known = {}  # what stands in a table's place
     for name, before in _tables(model).items():
         table = model.get_submodule(name)
-        owners[name] = rows = ShardedEmbedding(len(table.weight) - before, table.embedding_dim, before, this_world())
+        rows = known[id(table)] = ShardedEmbedding(len(table.weight) - before, table.embedding_dim, before, this_world())
         rows.weight = nn.Parameter(rows.own(table.weight.detach()))
-        known[id(table)] = rows
     return copy.deepcopy(model, known)
 
 # %% ../../nbs/api/training/50_sharding.ipynb #52765d92
@@ -244,6 +243,8 @@ def _whole(name: str, tensor: Tensor, tables: dict[str, ShardedEmbedding]) -> Te
 def gathered_state(model: nn.Module) -> dict[str, Tensor]:
     "The weights of a model that is cut, whole and on the CPU, in every process: what `load_state_dict` of a plain one takes"
     tables = _cut_tables(model)
+    if tables:  # sums on a GPU may differ in their last bits
+        _same_in_all(model)
     return {name: _whole(name, tensor, tables).detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
@@ -300,7 +301,9 @@ def check_shard(how: str, model: SequenceModel, config: TrainingConfig) -> None:
         raise ValueError(f"shard={how!r}: one process has nobody to share a model with; start several, or leave shard out")
     if how == "table":
         _tables(model)
-        loss = config.loss
+        loss, n_items, world = config.loss, config.model.n_items, this_world()
+        if own_items(n_items, replace(world, rank=world.size - 1))[0] == n_items:
+            raise ValueError(f"shard='table': {n_items} items are too few for {world.size} processes: start fewer")
         no_use = {"loss": not isinstance(loss, FullSoftmax), "clip": config.clip, "neighbour_labels": config.neighbour_labels}
         if wrong := [name for name, bad in no_use.items() if bad]:
             value = described(loss)["name"].rpartition(":")[2] if wrong[0] == "loss" else vars(config)[wrong[0]]

@@ -167,22 +167,22 @@ class Trainer:
         self.total = self.last = config.epochs * self.steps_per_epoch  # steps of the schedule; the step after which it ends
         resume = _resume_file(folder)
         self.progress = load_progress(resume, self.model, self.optimizer) if resume else _first_progress(folder, self.model)
-        self.learner, self.readers = self.model, World() if shard == "table" else self.world  # who shares a batch
-        self.forward = self.join(shard)
-        self.loss = sharded_softmax(self.learner) if shard == "table" else config.loss
+        self.join(shard)
         self.world.check_same(f"{self.progress.step} {self.progress.log}", "saved state")
         self.lap = time.monotonic()  # since when seconds are not yet counted
 
-    def join(self, shard: str) -> nn.Module:  # what a batch goes through
-        "Learn with the other processes: each keeps the whole model, or a part of every weight and of Adam's averages"
+    def join(self, shard: str) -> None:
+        "Learn with the other processes: each keeps the whole model, or a part of it and of Adam's averages"
+        self.learner, self.readers, self.step_config = self.model, self.world, self.config  # readers: who share a batch
         if self.world.size > 1:
             self.optimizer.make_dense()
         if shard:
-            forward, self.optimizer = self.learner, _ = sharded_training(self.model, self.optimizer, self.config, shard)
-        else:
-            row = self.sequences.rectangle(np.arange(1)).to(self.model.device)
-            forward = self.world.wrapped(self.model, [row], self.config.loss)
-        return torch.compile(forward, dynamic=True) if self.config.compile else forward
+            self.learner, self.optimizer = sharded_training(self.model, self.optimizer, self.config, shard)
+        if shard == "table":  # all read all, and each scores its own items
+            self.readers, self.step_config = World(), replace(self.config, loss=sharded_softmax(self.learner))
+        row = self.sequences.rectangle(np.arange(1)).to(self.model.device)
+        forward = self.learner if shard else self.world.wrapped(self.model, [row], self.config.loss)
+        self.forward = torch.compile(forward, dynamic=True) if self.config.compile else forward
 
 # %% ../../nbs/api/training/55_trainer.ipynb #66cbae24
 @patch(as_prop=True)
@@ -228,7 +228,7 @@ def tell(self: Trainer, row: dict) -> None:  # of the log
 @patch
 def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     "One update; rate and dropout are functions of the step"
-    p, config, readers = self.progress, replace(self.config, loss=self.loss), self.readers
+    p, config, readers = self.progress, self.step_config, self.readers
     torch.manual_seed(readers.seed(config.seed, p.step))
     for group in self.optimizer.param_groups:
         group["lr"] = learning_rate(p.step - p.start, self.total - p.start, config) * (RESTART if p.start else 1)
