@@ -122,7 +122,7 @@ def sharded_model(
     _same_in_all(model)
     return model
 
-
+# %% ../../nbs/api/training/50_sharding.ipynb #e4c4e36f
 def _tables(model: SequenceModel) -> dict[str, int]:  # their owners' names, and rows before the first item's
     "The item tables of a model, if they can be cut by rows"
     found = {name.rpartition(".")[0]: before for name, before in model.item_parameters.items()}
@@ -247,7 +247,7 @@ def gathered_state(model: nn.Module) -> dict[str, Tensor]:
         _same_in_all(model)
     return {name: _whole(name, tensor, tables).detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
-
+# %% ../../nbs/api/training/50_sharding.ipynb #d3f8ebc7
 def _moved(
     optimizer: RowAdamW,
     source: nn.Module,  # whose weights it moves
@@ -263,7 +263,7 @@ def _moved(
             other.state[theirs] = {kind: change(name, value, theirs) if value.ndim else value for kind, value in known.items()}
     return other
 
-
+# %% ../../nbs/api/training/50_sharding.ipynb #c57202bf
 def sharded_training(
     model: SequenceModel,  # the same in all processes, with dense gradients
     optimizer: RowAdamW,

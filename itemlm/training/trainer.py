@@ -171,18 +171,20 @@ class Trainer:
         self.world.check_same(f"{self.progress.step} {self.progress.log}", "saved state")
         self.lap = time.monotonic()  # since when seconds are not yet counted
 
-    def join(self, shard: str) -> None:
-        "Learn with the other processes: each keeps the whole model, or a part of it and of Adam's averages"
-        self.learner, self.readers, self.step_config = self.model, self.world, self.config  # readers: who share a batch
-        if self.world.size > 1:
-            self.optimizer.make_dense()
-        if shard:
-            self.learner, self.optimizer = sharded_training(self.model, self.optimizer, self.config, shard)
-        if shard == "table":  # all read all, and each scores its own items
-            self.readers, self.step_config = World(), replace(self.config, loss=sharded_softmax(self.learner))
-        row = self.sequences.rectangle(np.arange(1)).to(self.model.device)
-        forward = self.learner if shard else self.world.wrapped(self.model, [row], self.config.loss)
-        self.forward = torch.compile(forward, dynamic=True) if self.config.compile else forward
+# %% ../../nbs/api/training/55_trainer.ipynb #776f7dda
+@patch
+def join(self: Trainer, shard: str) -> None:
+    "Learn with the other processes: each keeps the whole model, or a part of it and of Adam's averages"
+    self.learner, self.readers, self.step_config = self.model, self.world, self.config  # readers: who share a batch
+    if self.world.size > 1:
+        self.optimizer.make_dense()
+    if shard:
+        self.learner, self.optimizer = sharded_training(self.model, self.optimizer, self.config, shard)
+    if shard == "table":  # all read all, and each scores its own items
+        self.readers, self.step_config = World(), replace(self.config, loss=sharded_softmax(self.learner))
+    row = self.sequences.rectangle(np.arange(1)).to(self.model.device)
+    forward = self.learner if shard else self.world.wrapped(self.model, [row], self.config.loss)
+    self.forward = torch.compile(forward, dynamic=True) if self.config.compile else forward
 
 # %% ../../nbs/api/training/55_trainer.ipynb #66cbae24
 @patch(as_prop=True)
@@ -239,7 +241,7 @@ def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     targets = int(self.sequences.lengths[rows].sum()) - len(rows)
     p.step, p.loss, p.targets = p.step + 1, p.loss + loss * targets, p.targets + targets
 
-
+# %% ../../nbs/api/training/55_trainer.ipynb #4b8d604a
 @patch
 def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
     "The rest of the current epoch, or as much as there is time for, and its validation"
