@@ -241,31 +241,6 @@ def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
     targets = int(self.sequences.lengths[rows].sum()) - len(rows)
     p.step, p.loss, p.targets = p.step + 1, p.loss + loss * targets, p.targets + targets
 
-# %% ../../nbs/api/training/55_trainer.ipynb #4b8d604a
-@patch
-def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
-    "The rest of the current epoch, or as much as there is time for, and its validation"
-    p, config, known = self.progress, self.config, len(self.progress.log)
-    order = epoch_order(self.sequences, config.batch, config.seed, self.epoch, config.bucket)
-    self.learner.train()
-    self.release()
-    for rows in self.shown(order[p.step % self.steps_per_epoch :][: self.last - p.step]):
-        self.step(rows)
-        over, due = self.world.agreed(time.monotonic() > deadline, time.monotonic() - self.lap > SAVE_EVERY)
-        if over:
-            break
-        if due:
-            self.save()
-            self.release()
-    with self.optimizer.settled(for_good=p.step % self.steps_per_epoch == 0):  # else where a run was stopped would show in the last bits
-        self.gather()
-        self.validate()
-    if p.step % self.steps_per_epoch == 0:
-        p.loss, p.targets = 0.0, 0
-    self.save()
-    if len(p.log) > known:
-        self.tell(dict(p.log[-1]))
-
 # %% ../../nbs/api/training/55_trainer.ipynb #a7a21b93
 @patch
 def valid_ranks(self: Trainer) -> Ranks:
@@ -364,6 +339,31 @@ def finish(self: Trainer) -> Recommender:
     if self.folder and self.world.writes:
         write_run(self.recommender, self.folder, finished=self.done)
     return self.recommender
+
+# %% ../../nbs/api/training/55_trainer.ipynb #4b8d604a
+@patch
+def train_epoch(self: Trainer, deadline: float = math.inf) -> None:
+    "The rest of the current epoch, or as much as there is time for, and its validation"
+    p, config, known = self.progress, self.config, len(self.progress.log)
+    order = epoch_order(self.sequences, config.batch, config.seed, self.epoch, config.bucket)
+    self.learner.train()
+    self.release()
+    for rows in self.shown(order[p.step % self.steps_per_epoch :][: self.last - p.step]):
+        self.step(rows)
+        over, due = self.world.agreed(time.monotonic() > deadline, time.monotonic() - self.lap > SAVE_EVERY)
+        if over:
+            break
+        if due:
+            self.save()
+            self.release()
+    with self.optimizer.settled(for_good=p.step % self.steps_per_epoch == 0):  # else where a run was stopped would show in the last bits
+        self.gather()
+        self.validate()
+    if p.step % self.steps_per_epoch == 0:
+        p.loss, p.targets = 0.0, 0
+    self.save()
+    if len(p.log) > known:
+        self.tell(dict(p.log[-1]))
 
 # %% ../../nbs/api/training/55_trainer.ipynb #236c6fa7
 @dataclass(frozen=True)
