@@ -51,7 +51,7 @@ NOTES = (
     "process with half of a table of 2,000,000 rows of width 64 over that of a process with all of it, three training steps with the "
     "exact loss over the catalogue; sharded_peak_mb_1 and _2 are the peaks. sharded_budget_trains: 1 if, with {budget} MB of address space "
     "a process, one process refuses the whole table with one line and two processes train it. fsdp_memory_ratio: the same steps of two "
-    "processes, peak resident memory of one under FSDP2 (fit's shard=True) over that of one under DDP."
+    "processes, peak resident memory of one under FSDP2 (fit's shard='weights') over that of one under DDP."
 )
 
 
