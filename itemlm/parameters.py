@@ -26,6 +26,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .core import flatten, optional, starting_command
+from .models.base import ModelConfig
 from .models.losses import LOSSES, described
 from .models.presets import MODELS, SIZES, named, preset
 from .models.recipe import PRECISIONS, STARTS, TrainingConfig
@@ -492,6 +493,18 @@ def _of(asked: TrainParameters, part: str) -> dict[str, str]:
     return {name.partition(".")[2]: text for name, text in pairs_of(asked.settings).items() if name.startswith(f"{part}.")}
 
 
+def _of_model(asked: TrainParameters, config: ModelConfig) -> dict[str, str]:
+    "Settings of the model, by where their fields stand in its configuration"
+    placed, given = {}, _of(asked, "model")
+    for name, text in given.items():
+        head, dot, rest = name.partition(".")
+        for place in (f"{one}{dot}{rest}" for one in config.places_of(head)):
+            if given.get(place, text) != text:
+                raise ValueError(f"parameters model.{name} and model.{place} are the same: give one of them")
+            placed[place] = text
+    return placed
+
+
 def recipe_of(
     asked: TrainParameters,
 ) -> TrainingConfig:
@@ -500,7 +513,8 @@ def recipe_of(
     plain = {name: value for one in fields(RecipeParameters) if (value := vars(asked)[name := one.name]) is not None}
     plain |= {name: value for name in ("epochs", "init") if (value := vars(asked)[name])}
     loss = _named_loss(asked.loss, _of(asked, "loss")) if asked.loss else _loss_with(recipe.loss, _of(asked, "loss"))
-    model = _with_fields(recipe.model, _of(asked, "model"), "model.") if _of(asked, "model") else recipe.model
+    settings = _of_model(asked, recipe.model)
+    model = _with_fields(recipe.model, settings, "model.") if settings else recipe.model
     return replace(recipe, model=model, loss=loss, seed=asked.seed, precision=asked.precision, **plain)
 
 # %% ../nbs/api/74_parameters.ipynb #2eed9868
@@ -508,9 +522,10 @@ def _changes(asked: TrainParameters) -> dict:  # JSON-able
     "What was asked of the recipe and is not the preset's own, by the names it can be set by"
     there, here = (flatten(recipe.identity()) for recipe in (preset(asked.model, asked.preset), recipe_of(asked)))
     names = [one.name for one in fields(RecipeParameters) if vars(asked)[one.name] is not None]
-    names += [name for name in pairs_of(asked.settings) if name.partition(".")[0] in ("model", "loss")]
+    settings = {f"model.{name}": text for name, text in _of_model(asked, preset(asked.model, asked.preset).model).items()}
+    settings |= {f"loss.{name}": text for name, text in _of(asked, "loss").items()}
     same = lambda name: name in there and there[name] == here[name] and not (asked.loss and name.startswith("loss."))
-    return {name: here.get(name, pairs_of(asked.settings).get(name)) for name in names if not same(name)}
+    return {name: here.get(name, settings.get(name)) for name in [*names, *settings] if not same(name)}
 
 
 @patch

@@ -55,6 +55,10 @@ class ModelConfig:
         known = {field.name for field in fields(self)}
         return replace(self, **{name: value for name, value in wanted.items() if name in known})
 
+    def places_of(self, name: str) -> list[str]:
+        "Where a field of this name stands: here, and by its dotted name in a configuration inside"
+        return [name]
+
 # %% ../../nbs/api/models/31_base.ipynb #d436bb67
 def pad_right(
     histories: Ragged,  # B rows of tokens
