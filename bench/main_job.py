@@ -33,8 +33,8 @@ from itemlm.training.trainer import train_step
 RUNS = ROOT / "runs/bench-main_job"
 SEEDS = 0, 1, 2
 NOTES = (
-    "beauty_*: papermill nbs/train.ipynb -p dataset beauty, default preset, leave-one-out, full ranking, seen items "
-    "dropped; seconds are the median, metrics the mean over seeds 0, 1, 2. small_seconds: the same for ml-latest-small, "
+    "beauty_*: papermill nbs/train.ipynb -p dataset beauty, nothing else set (ItemLM with neighbours), leave-one-out, full ranking, "
+    "seen items dropped; seconds are the median, metrics the mean over seeds 0, 1, 2. small_seconds: the same for ml-latest-small, "
     "seed 0. tokens_per_second: training targets a second, Beauty, 2 blocks, width 128, batch 256, full softmax, median "
     "of interleaved rounds. matmul_share: time of the float32 matrix products of head and blocks alone (forward, both "
     "gradients; the faster of two layouts for the head) over the time of the training steps, same batches, interleaved. "

@@ -108,7 +108,7 @@ def epoch_ratio(parts: Split, config: TrainingConfig, other: TrainingConfig) -> 
 def equal():
     "ItemLM and SASRec-CE with as many epochs, which cost about as many seconds: same width, batches and threads as in their presets"
     parts, shorter = split(load_dataset("beauty")), sasrec(epochs=small().epochs, patience=small().epochs)
-    ours = open_job(TrainParameters(dataset="beauty", seed=1)).folder
+    ours = open_job(TrainParameters(dataset="beauty", model="item_lm", seed=1)).folder
     recipes = {"item_lm": (small(seed=1), ours), "sasrec_ce": (shorter, ROOT / "runs/bench-trust/sasrec-equal")}
     recs = {name: fit(parts, config, out_dir=where, device="cpu") for name, (config, where) in recipes.items()}
     reports = {name: evaluate(rec, parts) for name, rec in recs.items()}

@@ -274,7 +274,7 @@ class UsualParameters:
     "What most trainings are asked for"
 
     dataset: str = "ml-latest-small"  # a known name, or the path of a file or folder
-    model: str = "item_lm"  # a name of `MODELS`, or one's own, "module:function"
+    model: str = "item_lm_knn"  # a name of `MODELS`, or one's own, "module:function"
     preset: str = "small"  # one of `SIZES`
     protocol: str = "leave_one_out"  # how the events are split
     ties: str = "as_is"  # order of items with the same time stamp: as it is, or shuffled by the seed
@@ -437,6 +437,7 @@ def _with_fields(
     made,  # a frozen dataclass: a model's configuration, a loss, a part of one
     settings: dict[str, str],  # by dotted name
     prefix: str,  # of the names in an error
+    more: tuple[str, ...] = (),  # names that could have been set too, for the error
 ):  # the same kind
     "The same with some fields changed"
     known = {one.name: one.type for one in fields(made) if one.name not in _BY_DATA}
@@ -445,7 +446,7 @@ def _with_fields(
     for name, text in settings.items():
         head, _, rest = name.partition(".")
         if head not in known or (bool(rest) != (head in inner)):
-            valid = ", ".join(f"{prefix}{one}{'.*' if one in inner else ''}" for one in known)
+            valid = ", ".join(f"{prefix}{one}{'.*' if one in inner else ''}" for one in (*known, *more))
             raise ValueError(f"unknown parameter {prefix}{name}; {type(made).__qualname__} has {valid or 'no parameters'}")
         if rest:
             inner[head][rest] = text
@@ -494,15 +495,19 @@ def _of(asked: TrainParameters, part: str) -> dict[str, str]:
 
 
 def _of_model(asked: TrainParameters, config: ModelConfig) -> dict[str, str]:
-    "Settings of the model, by where their fields stand in its configuration"
-    placed, given = {}, _of(asked, "model")
-    for name, text in given.items():
+    "Settings of the model, by where their fields stand in its configuration; of two of one field, the later one's"
+    placed, places = {}, config.places()
+    for name, text in _of(asked, "model").items():
         head, dot, rest = name.partition(".")
-        for place in (f"{one}{dot}{rest}" for one in config.places_of(head)):
-            if given.get(place, text) != text:
-                raise ValueError(f"parameters model.{name} and model.{place} are the same: give one of them")
-            placed[place] = text
+        placed |= {f"{place}{dot}{rest}": text for place in places.get(head, [head])}
     return placed
+
+
+def _usual_name(place: str, config: ModelConfig) -> str:
+    "The shortest name of what stands somewhere in a configuration"
+    names = {place: name for name, places in config.places().items() for place in places}
+    known = max((one for one in names if f"{place}.".startswith(f"{one}.")), key=len, default=place)
+    return names.get(known, known) + place.removeprefix(known)
 
 
 def recipe_of(
@@ -513,8 +518,9 @@ def recipe_of(
     plain = {name: value for one in fields(RecipeParameters) if (value := vars(asked)[name := one.name]) is not None}
     plain |= {name: value for name in ("epochs", "init") if (value := vars(asked)[name])}
     loss = _named_loss(asked.loss, _of(asked, "loss")) if asked.loss else _loss_with(recipe.loss, _of(asked, "loss"))
-    settings = _of_model(asked, recipe.model)
-    model = _with_fields(recipe.model, settings, "model.") if settings else recipe.model
+    settings, own = _of_model(asked, recipe.model), {one.name for one in fields(recipe.model)}
+    inside = tuple(name for name in recipe.model.places() if name not in own)
+    model = _with_fields(recipe.model, settings, "model.", inside) if settings else recipe.model
     return replace(recipe, model=model, loss=loss, seed=asked.seed, precision=asked.precision, **plain)
 
 # %% ../nbs/api/74_parameters.ipynb #2eed9868
@@ -522,10 +528,12 @@ def _changes(asked: TrainParameters) -> dict:  # JSON-able
     "What was asked of the recipe and is not the preset's own, by the names it can be set by"
     there, here = (flatten(recipe.identity()) for recipe in (preset(asked.model, asked.preset), recipe_of(asked)))
     names = [one.name for one in fields(RecipeParameters) if vars(asked)[one.name] is not None]
-    settings = {f"model.{name}": text for name, text in _of_model(asked, preset(asked.model, asked.preset).model).items()}
-    settings |= {f"loss.{name}": text for name, text in _of(asked, "loss").items()}
+    model = recipe_of(asked).model
+    placed = {f"model.{place}": f"model.{_usual_name(place, model)}" for place in _of_model(asked, model)}
+    losses = {f"loss.{name}": text for name, text in _of(asked, "loss").items()}
     same = lambda name: name in there and there[name] == here[name] and not (asked.loss and name.startswith("loss."))
-    return {name: here.get(name, settings.get(name)) for name in [*names, *settings] if not same(name)}
+    changed = {name: here.get(name, losses.get(name)) for name in [*names, *losses] if not same(name)}
+    return changed | {name: here[place] for place, name in placed.items() if not same(place)}
 
 
 @patch

@@ -147,7 +147,7 @@ def test_report_is_small_and_whole(small):
 def test_report_lies_with_its_run(small):
     "It names its run and data, holds its figures, and ends with what to type next."
     cells = json.loads((small / "report.ipynb").read_text())["cells"]
-    assert "".join(cells[0]["source"]).startswith("# small\n\n> item_lm, small, on Events(ml-latest-small: 671 users")
+    assert "".join(cells[0]["source"]).startswith("# small\n\n> item_lm_knn, small, on Events(ml-latest-small: 671 users")
     said = "".join(cells[-1]["outputs"][0]["text"])
     assert "The report: " in said and "papermill nbs/explore.ipynb out.ipynb -p run" in said and "rec = load(" in said
     assert [len(cell.get("outputs", [])) for cell in cells[:-1]] == [
@@ -238,7 +238,7 @@ def test_a_run_without_a_folder_finds_its_own(tmp_path):
     asked = TrainParameters(dataset=str(tmp_path / "clicks.csv"), preset="tiny")
     job = open_job(asked, tmp_path / "runs")
     fit(job.parts, job.recipe, out_dir=job.folder, device="cpu", verbose=False)  # accepts what open_job wrote
-    assert job.folder.name.startswith("clicks-item_lm-tiny-seed0-")
+    assert job.folder.name.startswith("clicks-item_lm_knn-tiny-seed0-")
     same = TrainParameters(dataset=str(tmp_path / "clicks.csv"), preset="tiny", epochs=3, init="ppmi", device="cpu", max_minutes=9.0)
     assert open_job(same, tmp_path / "runs").folder == job.folder and open_job(same, tmp_path / "runs").finished
     for other in ({"epochs": 2}, {"init": "random"}, {"loss": "bce"}, {"seed": 1}, {"precision": "bfloat16"}, {"protocol": "global_time"}):
@@ -358,7 +358,7 @@ def test_refused_before_anything_is_written(beside, given, problem):
 
 def test_nothing_new_given_nothing_changes():
     "The parameters that every run had say what they said."
-    usual = {"dataset": "ml-latest-small", "model": "item_lm", "preset": "small", "protocol": "leave_one_out", "ties": "as_is"}
+    usual = {"dataset": "ml-latest-small", "model": "item_lm_knn", "preset": "small", "protocol": "leave_one_out", "ties": "as_is"}
     assert TrainParameters().deciding() == usual | {"seed": 0, "epochs": 0, "precision": "float32"}
     assert recipe_of(TrainParameters(lr=2e-3)).identity() == recipe_of(TrainParameters()).identity()
 

@@ -55,9 +55,9 @@ class ModelConfig:
         known = {field.name for field in fields(self)}
         return replace(self, **{name: value for name, value in wanted.items() if name in known})
 
-    def places_of(self, name: str) -> list[str]:
-        "Where a field of this name stands: here, and by its dotted name in a configuration inside"
-        return [name]
+    def places(self) -> dict[str, list[str]]:
+        "Where each field stands, by its name: here, and by its dotted name in a configuration inside"
+        return {field.name: [field.name] for field in fields(self)}
 
 # %% ../../nbs/api/models/31_base.ipynb #d436bb67
 def pad_right(
@@ -421,8 +421,9 @@ def calibrate(
     self: SequenceModel,
     histories: Ragged,  # B rows of item tokens, oldest first, none empty
     targets: np.ndarray,  # (B,) columns
-) -> None:
+) -> str:  # what was chosen, in words
     "After training: choose what the validation part decides; nothing by default"
+    return ""
 
 
 @patch

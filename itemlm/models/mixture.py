@@ -176,14 +176,20 @@ def power_curve(
 
 # %% ../../nbs/api/models/38_mixture.ipynb #20905d6a
 @patch
-def calibrate(self: Mixture, histories: Ragged, targets: np.ndarray) -> None:
+def calibrate(self: Mixture, histories: Ragged, targets: np.ndarray) -> str:
     "Choose the weight, then the power of the time prior, by NDCG@10, the least of equal ones, unless the configuration gave them"
+    said = []
     if not self.config.weight:
-        weight = WEIGHTS[int(self.weight_curve(histories, targets).argmax())]
+        curve = self.weight_curve(histories, targets)
+        weight = WEIGHTS[best := int(curve.argmax())]
         self.weight.fill_(weight)
         self.config = replace(self.config, weight=weight)
+        gain = f": NDCG@10 {curve[best] / curve[0] - 1:+.1%} on the network alone" if curve[0] else ""
+        said.append(f"neighbours weigh {weight:g}, by validation{gain}")
     if self.config.time_prior is None:
         self.config = replace(self.config, time_prior=POWERS[int(self.power_curve(histories, targets).argmax())])
+        said.append(f"power of the time prior: {self.config.time_prior:g}")
+    return "; ".join(said)
 
 # %% ../../nbs/api/models/38_mixture.ipynb #5c2f1a5c
 def with_neighbours(

@@ -48,13 +48,10 @@ class WrapperConfig(ModelConfig):
         changes = {name: value for name, value in wanted.items() if name in own}
         return replace(self, network=self.network.with_known(**wanted), max_len=0, **changes)
 
-    def places_of(self, name: str) -> list[str]:
-        "A field that the network alone has is the network's; `max_len` is of both"
-        own, inside = ({one.name for one in fields(config)} for config in (self, self.network))
-        theirs = self.network.places_of(name)
-        if name in own - {"max_len"} or (name not in inside and theirs == [name]):
-            return [name]
-        return [name] * (name in own) + [f"network.{place}" for place in theirs]
+    def places(self) -> dict[str, list[str]]:
+        "A field that the network alone has stands in it; `max_len` in both"
+        inside = {name: [f"network.{place}" for place in places] for name, places in self.network.places().items()}
+        return inside | super().places() | {"max_len": ["max_len", *inside["max_len"]]}
 
 # %% ../../nbs/api/models/38_wrapper.ipynb #5fabec1f
 class Wrapper(SequenceModel):

@@ -500,13 +500,13 @@ def calibrate(
     self: Recommender,
     parts: Split,
     part: str | Part = "valid",  # its name, or some of its users
-) -> None:
+) -> str:  # what was chosen, in words
     "Let the model choose what targets that it was not trained on decide"
     histories, targets = self.part_columns(parts, parts.part(part) if isinstance(part, str) else part)
     read = known_items(histories, self.tokenizer)
     some = (read.lengths > 0) & (targets >= 0)
     with self.model.cached_item_table():
-        self.model.calibrate(read.take(some), targets[some])
+        return self.model.calibrate(read.take(some), targets[some])
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #1c03da9e
 @dataclass(frozen=True, kw_only=True)

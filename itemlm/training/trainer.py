@@ -326,7 +326,8 @@ def save(self: Trainer) -> None:
 @patch
 def calibrate(self: Trainer) -> None:
     "Let the model choose what the validation part decides"
-    self.recommender.calibrate(self.parts, self.valid)
+    if said := self.recommender.calibrate(self.parts, self.valid):
+        self.say(said)
 
 
 @patch
