@@ -101,7 +101,7 @@ def test_plan_has_the_parameters_of_train(name):
     cells = json.loads((ROOT / "nbs/train.ipynb").read_text())["cells"]
     cell = "".join(next(c["source"] for c in cells if "parameters" in c["metadata"].get("tags", [])))
     declared = dict(re.findall(r"^(\w+): \w+ = ([^#]*?)  #", cell, flags=re.M))
-    run = plan(["ml-latest-small"], ["item_lm"])[0]
+    run = plan(["ml-latest-small"], ["item_lm_knn"])[0]
     assert set(declared) == {field.name for field in fields(run)}
     assert vars(run)[name] == run.deciding()[name] == eval(declared[name])
 
@@ -132,7 +132,7 @@ def test_a_record_stands_once_and_in_order(tmp_path, record):
         append_record(table, with_params(record, seed=seed))
     append_record(table, with_params(record, seed=0, init="random"))
     before = table.read_bytes()
-    with pytest.raises(ValueError, match="runs.jsonl has a record of this run: made_up item_lm tiny leave_one_out as_is"):
+    with pytest.raises(ValueError, match="runs.jsonl has a record of this run: made_up item_lm_knn tiny leave_one_out as_is"):
         append_record(table, with_params(record, seed=1, epochs=7))
     assert table.read_bytes() == before
     assert [(one["seed"], one["params"].get("init")) for one in read_records(table)] == [(0, None), (0, "random"), (1, None), (2, None)]
@@ -202,7 +202,7 @@ def test_who_had_which_start_is_said(record):
     random = with_params(record, init="random") | {"fit": record["fit"] | {"init": "random"}}
     counted = with_params(record, model="popularity") | {"fit": record["fit"] | {"init": "random"}, "epochs": 0}
     table = results_table([record, random, counted]).query("seen == 'drop'").set_index("name")
-    assert table["start"].to_dict() == {"item_lm": "ppmi", "item_lm, random start": "random", "popularity": ""}
+    assert table["start"].to_dict() == {"item_lm_knn": "ppmi", "item_lm_knn, random start": "random", "popularity": ""}
 
 
 @pytest.mark.parametrize("dataset, model", [("beauty", "item_lm"), ("beauty", "sasrec_ce"), ("ml-latest-small", "item_lm")])
