@@ -24,7 +24,7 @@ NOTES = (
 
 def train(folder: Path, seed: int, processes: int, minutes: float) -> None:
     "One command; it goes on with what the folder holds"
-    asked = {"seed": seed, "out_dir": folder, "processes": processes, "max_minutes": minutes, "device": "cpu"}
+    asked = {"model": "item_lm", "seed": seed, "out_dir": folder, "processes": processes, "max_minutes": minutes, "device": "cpu"}
     words = [str(word) for pair in asked.items() for word in ("-p", *pair)]
     subprocess.run([sys.executable, "-m", "itemlm.train", *words], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 

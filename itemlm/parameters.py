@@ -526,14 +526,15 @@ def recipe_of(
 # %% ../nbs/api/74_parameters.ipynb #2eed9868
 def _changes(asked: TrainParameters) -> dict:  # JSON-able
     "What was asked of the recipe and is not the preset's own, by the names it can be set by"
-    there, here = (flatten(recipe.identity()) for recipe in (preset(asked.model, asked.preset), recipe_of(asked)))
-    names = [one.name for one in fields(RecipeParameters) if vars(asked)[one.name] is not None]
-    model = recipe_of(asked).model
-    placed = {f"model.{place}": f"model.{_usual_name(place, model)}" for place in _of_model(asked, model)}
-    losses = {f"loss.{name}": text for name, text in _of(asked, "loss").items()}
+    before, now = preset(asked.model, asked.preset), recipe_of(asked)
+    there, here = flatten(before.identity()), flatten(now.identity())
+    placed = _of_model(asked, now.model)
+    given = {one.name: None for one in fields(RecipeParameters) if vars(asked)[one.name] is not None}
+    given |= {f"loss.{name}": text for name, text in _of(asked, "loss").items()}
+    given |= {f"model.{place}": text for place, text in placed.items()}
+    usual = {f"model.{place}": f"model.{_usual_name(place, now.model)}" for place in placed}
     same = lambda name: name in there and there[name] == here[name] and not (asked.loss and name.startswith("loss."))
-    changed = {name: here.get(name, losses.get(name)) for name in [*names, *losses] if not same(name)}
-    return changed | {name: here[place] for place, name in placed.items() if not same(place)}
+    return {usual.get(name, name): here.get(name, text) for name, text in given.items() if not same(name)}
 
 
 @patch
