@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 
 from itemlm import evaluate, fit, load, read_events, split, tiny
 from itemlm.data.tokenizer import Sequences
@@ -70,6 +71,32 @@ def test_the_weight_is_the_best_on_validation_and_test_has_no_say(parts, both):
     assert both.model.config.weight == WEIGHTS[int(np.argmax(marks))] > 0
     other = replace(parts, test=replace(parts.test, targets=parts.test.targets[::-1].copy()))
     assert fit(other, with_neighbours(RECIPE, shrink=5.0), device="cpu", verbose=False).model.config == both.model.config
+
+
+def test_training_holds_and_saves_no_neighbours(parts, tmp_path, monkeypatch):
+    "They are counted when the network has learnt: a resume state is as large as without them."
+    sizes = []
+    monkeypatch.setattr(
+        Trainer,
+        "finish",
+        lambda self: sizes.append(
+            {name: len(weight) for name, weight in self.progress.best_weights.items() if name.startswith("neighbours.")}
+        ),
+    )
+    fit(parts, with_neighbours(RECIPE), tmp_path / "run", device="cpu", verbose=False)
+    assert sizes == [{"neighbours.offsets": 0, "neighbours.columns": 0, "neighbours.weights": 0}]
+    with safe_open(tmp_path / "run/resume.safetensors", "pt") as file:
+        assert not any(file.get_tensor(name).numel() for name in file.keys() if ".neighbours." in name)
+
+
+def test_a_warm_restart_validates_the_network_alone_again(parts, tmp_path):
+    "What validation chose for the finished run is chosen anew: every epoch is measured alike, and as without neighbours."
+    runs = {}
+    for name, recipe in dict(alone=RECIPE, mixed=with_neighbours(RECIPE, shrink=5.0)).items():
+        for epochs in (2, 4):
+            runs[name] = fit(parts, replace(recipe, epochs=epochs), tmp_path / name, device="cpu", verbose=False)
+    assert [row["epoch"] for row in runs["mixed"].log] == [1, 2, 3, 4] and without_seconds(runs["mixed"]) == without_seconds(runs["alone"])
+    assert float(runs["mixed"].model.weight) == pytest.approx(runs["mixed"].model.config.weight) != 0
 
 
 def test_broken_off_and_gone_on_with_it_is_the_same(parts, both, tmp_path, monkeypatch):

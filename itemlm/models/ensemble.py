@@ -78,6 +78,14 @@ class Ensemble(Wrapper):
         for network in self.networks:
             network.setup(parts, tokenizer)
 
+    @property
+    def recounts(self) -> bool:
+        return any(network.recounts for network in self.networks)
+
+    def recount(self, parts: Split, tokenizer: ItemTokenizer) -> None:
+        for network in self.networks:
+            network.recount(parts, tokenizer)
+
 # %% ../../nbs/api/models/38_ensemble.ipynb #c1f7c03b
 @patch(as_prop=True)
 def item_parameters(self: Ensemble) -> dict[str, int]:

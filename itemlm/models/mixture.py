@@ -20,7 +20,7 @@ from ..data.split import Split
 from ..data.tokenizer import ItemTokenizer
 from ..metrics.ranks import ndcg, target_ranks
 from .base import SequenceModel
-from .counting import SequentialKNN
+from .counting import SequentialKNN, added_votes
 from .ensemble import ensemble
 from .item_lm import small
 from .recipe import TrainingConfig
@@ -55,13 +55,15 @@ class Mixture(Wrapper):
     def __init__(self, config: MixtureConfig, network: SequenceModel | None = None):  # None = a new one, untrained
         super().__init__(config, network)
         self.neighbours, self.prior = config.neighbours.build(), TimePrior()
-        self.register_buffer("weight", torch.tensor(float(config.weight)))
+        self.register_buffer("weight", torch.tensor(float(config.weight)))  # saved, so that another one makes other weights
 
     def setup(self, parts: Split, tokenizer: ItemTokenizer) -> None:
         super().setup(parts, tokenizer)
-        self.recount(parts, tokenizer)
+        if self.config.weight or self.config.time_prior:  # validation reads them from the first epoch on
+            self.recount(parts, tokenizer)
 
     def recount(self, parts: Split, tokenizer: ItemTokenizer) -> None:
+        super().recount(parts, tokenizer)
         self.neighbours.setup(parts, tokenizer)
         if self.config.time_prior != 0:
             self.prior.setup(parts, tokenizer)
@@ -75,12 +77,6 @@ def with_network(self: Mixture, network: SequenceModel) -> Mixture:
     made.prior.take_counts(self.prior.months, self.prior.columns, self.prior.counts)
     return made
 
-
-@patch
-def load_files(self: Mixture, texts: dict[str, str], weights: dict[str, Tensor]) -> None:
-    Wrapper.load_files(self, texts, weights)
-    self.prior.load_files(texts, {key.removeprefix("prior."): value for key, value in weights.items() if key.startswith("prior.")})
-
 # %% ../../nbs/api/models/38_mixture.ipynb #0e78e056
 @patch
 def _parts(self: Mixture, histories: Ragged) -> tuple[Tensor, Tensor]:  # (B, V), (B, V)
@@ -89,21 +85,27 @@ def _parts(self: Mixture, histories: Ragged) -> tuple[Tensor, Tensor]:  # (B, V)
     return network, votes / votes.sum(1, keepdim=True).clamp(min=torch.finfo(votes.dtype).tiny)
 
 
-def _mixed(network: Tensor, near: Tensor, weight: float) -> Tensor:  # log-probabilities, probabilities (B, V) -> (B, V)
+@patch
+def _mixed(self: Mixture, histories: Ragged) -> Tensor:  # (B, V)
     "Log-probabilities of both together; the network's own where the neighbours say nothing"
-    both = network + math.log1p(-weight) * near.any(1, keepdim=True)
-    voted = near.nonzero(as_tuple=True)  # few of all items
-    both[voted] = torch.logaddexp(both[voted], (near[voted] * weight).log())
-    return both
+    mixed, weight = self.network.scores(histories).log_softmax(1), self.config.weight
+    for rows, users, columns, votes in self.neighbours.votes(histories):
+        block = mixed[rows]
+        sums, places = added_votes(*block.shape, users, columns, votes)  # only these places differ, few of all
+        total = sums.view_as(block).sum(1)
+        both = block.add_(math.log1p(-weight) * (total > 0)[:, None]).view(-1)
+        near = sums[places] / total.clamp(min=torch.finfo(total.dtype).tiny)[users]
+        both[places] = torch.logaddexp(both[places], (near * weight).log())
+    return mixed
 
 # %% ../../nbs/api/models/38_mixture.ipynb #9c1320aa
 @patch
 def scores(self: Mixture, histories: Ragged) -> Tensor:  # (B, V)
-    weight, power = float(self.weight), self.config.time_prior or 0.0
+    weight, power = self.config.weight, self.config.time_prior or 0.0
     if not weight and not power:
         return self.network.scores(histories)
     with self.evaluating():
-        mixed, ratio = _mixed(*self._parts(histories), weight), self._log_ratio(histories) if power else None
+        mixed, ratio = self._mixed(histories), self._log_ratio(histories) if power else None
         return mixed if ratio is None else mixed.add_(ratio, alpha=power).log_softmax(1)
 
 
@@ -116,9 +118,9 @@ def _log_ratio(self: Mixture, histories: Ragged) -> Tensor | None:  # (B, V); No
 def shares(self: Mixture, histories: Ragged) -> dict[str, Tensor]:  # (B, V) of each part
     "Which share of each item's probability came from the network, and which from the neighbours"
     with self.evaluating():
-        network, near = self._parts(histories)
-        weight = float(self.weight)
-        share = (near * weight / _mixed(network, near, weight).exp()).clamp(0, 1) if weight else torch.zeros_like(near)
+        _, near = self._parts(histories)
+        weight = self.config.weight
+        share = (near * weight / self._mixed(histories).exp()).clamp(0, 1) if weight else torch.zeros_like(near)
         return {"network": 1 - share, "neighbours": share}
 
 # %% ../../nbs/api/models/38_mixture.ipynb #e7d45c6c
@@ -169,7 +171,7 @@ def power_curve(
     "How good the mixture of its weight is with each power of the time prior; seen items dropped"
 
     def variants(some: Ragged) -> Iterator[Tensor]:
-        mixed, ratio = _mixed(*self._parts(some), float(self.weight)), self._log_ratio(some)
+        mixed, ratio = self._mixed(some), self._log_ratio(some)
         return (mixed if ratio is None else mixed + power * ratio for power in POWERS)
 
     return self._curve(histories, targets, variants)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data.split import Split, training_times
 from ..data.tokenizer import ItemTokenizer
+from .base import counted_buffers
 
 # %% ../../nbs/api/models/38_time_prior.ipynb #d4c6a5fa
 MONTH = 30 * 86400  # seconds
@@ -25,8 +26,7 @@ class TimePrior(nn.Module):
 
     def __init__(self):
         super().__init__()
-        for name, kind in dict(months=torch.int32, columns=torch.int32, counts=torch.float32).items():
-            self.register_buffer(name, torch.zeros(0, dtype=kind))  # of each item and month with events
+        counted_buffers(self, months=torch.int32, columns=torch.int32, counts=torch.float32)  # of each item and month with events
 
     def setup(self, parts: Split, tokenizer: ItemTokenizer) -> None:
         "Count the training part by item and month; nothing where no times are known"
@@ -38,11 +38,10 @@ class TimePrior(nn.Module):
 
     def take_counts(self, months: Tensor, columns: Tensor, counts: Tensor) -> None:  # (n,) each
         "Make these the events of items by month"
-        self.months, self.columns, self.counts = months.to(torch.int32), columns.to(torch.int32), counts.to(torch.float32)
-
-    def load_files(self, texts: dict[str, str], weights: dict[str, Tensor]) -> None:
-        "Make room for as many counts as were saved"
-        self.take_counts(*(torch.zeros_like(weights[name]) for name in ("months", "columns", "counts") if name in weights))
+        device = self.counts.device
+        self.months, self.columns, self.counts = (
+            given.to(device, kind) for given, kind in ((months, torch.int32), (columns, torch.int32), (counts, torch.float32))
+        )
 
 # %% ../../nbs/api/models/38_time_prior.ipynb #b67460d1
 @patch

@@ -79,6 +79,13 @@ class Wrapper(SequenceModel):
     def setup(self, parts: Split, tokenizer: ItemTokenizer) -> None:
         self.network.setup(parts, tokenizer)
 
+    @property
+    def recounts(self) -> bool:
+        return self.network.recounts
+
+    def recount(self, parts: Split, tokenizer: ItemTokenizer) -> None:
+        self.network.recount(parts, tokenizer)
+
     def prompt(self, histories: Ragged) -> tuple[Tensor, Tensor]:
         return self.network.prompt(histories)
 

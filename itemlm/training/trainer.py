@@ -335,6 +335,7 @@ def finish(self: Trainer) -> Recommender:
     "The recommender with the best weights; saved, and the resume state dropped if there is nothing left to do"
     self.model.load_state_dict(self.progress.best_weights)
     self.model.eval()
+    self.model.recount(self.parts, self.recommender.tokenizer)  # not before: training would hold, copy and save it all the while
     self.calibrate()
     self.recommender.log = self.progress.log
     if self.folder and self.world.writes:
