@@ -1,6 +1,6 @@
 """All that is known of speed, one part after another, into bench/results/speed.json.
 
-python bench/speed.py                     # step, scaling, catalogue, tables, serving, peers
+python bench/speed.py                     # step, scaling, catalogue, tables, serving, peers; quality (hours) by name alone
 python bench/speed.py step serving        # some of them
 """
 

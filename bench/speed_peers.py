@@ -1,7 +1,6 @@
 """ItemLM beside RecTools, RecBole, RePlay and a plain Hugging Face loop: the same data and sizes, turn by turn in one run.
 
     python bench/speed_peers.py                       # Beauty, then MovieLens-1M: targets a second, lists, one user, memory
-    python bench/speed_peers.py --quality 10          # and minutes that each may take to reach a validation NDCG@10 of .060 on Beauty
 
 Each library is a process of its own, with its packages from PyPI in an environment of its own under runs/peers; it waits while another
 one works. A round is some steps of ours, then of each other; the figures are medians over rounds of ratios within a round.
@@ -31,7 +30,7 @@ PACKAGES = {  # of each environment
     "replay": ["replay-rec[torch]==0.22.0"],
 }
 HOME = {"rectools": "rectools", "ligr": "rectools", "fast_transformers": "rectools", "recbole": "recbole", "replay": "replay"}  # or ours
-ROUNDS, WANTED = 3, 0.060
+ROUNDS = 3
 STEPS = {"itemlm": 20}  # of a round; others take 1
 LENGTHS = {"beauty": 50, "ml-1m": 200}
 BATCHES = {"beauty": 256, "ml-1m": 32}
@@ -43,11 +42,6 @@ NOTES = (
     "softmax; RePlay 0.22.0, RecBole 1.2.1 and transformers' LlamaForCausalLM in a plain loop over padded rectangles. Networks differ "
     "in feed-forward and norms. topk_ratio_rectools: seconds for the ten best unseen items of all {users} users, from raw ids to raw "
     "ids. ml1m_*: MovieLens-1M, 200 items of a user, batches of 32."
-)
-QUALITY = (
-    " time_to_quality_ratio: seconds of the fastest other library to a validation NDCG@10 of {wanted} over ours, start from "
-    "co-occurrence, validation and all; where no other reached it within {minutes:g} minutes each (time_to_quality_is_bound), these "
-    "minutes over ours: a lower bound."
 )
 
 
@@ -158,21 +152,7 @@ def answers(libraries: dict[str, Library]) -> dict:
     return figures | {f"one_user_ms_{name}": known["p50"] for name, known in alone.items()}
 
 
-def quality(names: list[str], minutes: float) -> dict:
-    "Seconds to a validation NDCG@10"
-    figures = {}
-    for name in ["itemlm", *names]:
-        library = Library(name, ROOT / "runs/peers/beauty-64")
-        done = library.ask(f"train {WANTED} {60 * minutes}")
-        library.close()
-        print(name, done, flush=True)
-        figures |= {f"quality_seconds_{name}": done["seconds"], f"quality_ndcg_{name}": done["ndcg@10"]}
-    reached = [figures[f"quality_seconds_{name}"] for name in names if figures[f"quality_ndcg_{name}"] >= WANTED]
-    best = min(reached, default=60 * minutes)
-    return figures | {"time_to_quality_ratio": best / figures["quality_seconds_itemlm"], "time_to_quality_is_bound": int(not reached)}
-
-
-def measure(minutes: float, threads: int) -> None:
+def measure(threads: int) -> None:
     "All of it"
     everyone = ["rectools", "ligr", "fast_transformers", "recbole", "replay", "hf"]
     figures, libraries = compare("beauty", 64, everyone, threads)
@@ -186,19 +166,14 @@ def measure(minutes: float, threads: int) -> None:
             library.close()
     for name in ("recbole", "hf"):
         figures[f"train_ratio_{name}"] = figures[f"train_ratio_{name}_64"]
-    if minutes:
-        figures |= quality(["hf", "replay", "recbole", "rectools"], minutes)
     figures["peers_load"] = os.getloadavg()[0]
-    words = dict(
-        rounds=ROUNDS, threads=threads, rectools="0.19.0", replay="0.22.0", users=figures.pop("users"), wanted=WANTED, minutes=minutes
-    )
-    record("speed", figures, (NOTES + QUALITY * bool(minutes)).format(**words), ("torch", "numpy", "pandas", "transformers"))
+    words = dict(rounds=ROUNDS, threads=threads, rectools="0.19.0", replay="0.22.0", users=figures.pop("users"))
+    record("speed", figures, NOTES.format(**words), ("torch", "numpy", "pandas", "transformers"))
     print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--quality", type=float, default=0, help="minutes a library; 0 = not measured")
     asked.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     known = asked.parse_args()
-    measure(known.quality, known.threads)
+    measure(known.threads)
