@@ -20,8 +20,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ..core import Ragged
 from ..models.base import ModelConfig, SequenceModel
@@ -38,6 +36,8 @@ def fully_sharded(
     layers: bool = True,  # gathered layer by layer; False = all at once
 ) -> SequenceModel:  # the same object
     "A model of which each process holds a part of every weight, gathered while it is in use (FSDP2)"
+    from torch.distributed.fsdp import fully_shard  # here and below: more than a second to import, for what few use
+
     mesh = dist.init_device_mesh(next(model.parameters()).device.type, (this_world().size,))
     for part in model.modules() if layers else ():
         if isinstance(part, nn.ModuleList):
@@ -93,6 +93,8 @@ class ShardedEmbedding(nn.Embedding):
         "A table again, in every process; a call of all of them"
         if not dist.is_initialized():
             return own
+        from torch.distributed.tensor import DTensor, Shard
+
         mesh = dist.init_device_mesh(own.device.type, (this_world().size,))
         shape = torch.Size([self.n_items, *own.shape[1:]])
         stride = torch.empty(shape, device="meta").stride()
@@ -235,6 +237,8 @@ def sharded_top_lists(
 # %% ../../nbs/api/training/50_sharding.ipynb #ec65aedd
 def _whole(name: str, tensor: Tensor, tables: dict[str, ShardedEmbedding]) -> Tensor:
     "A weight, or what is like one, of all processes together"
+    from torch.distributed.tensor import DTensor
+
     if name in tables:
         return tables[name].whole(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -271,6 +275,8 @@ def sharded_training(
     how: str = "weights",  # what is cut: every weight, or the table alone
 ) -> tuple[SequenceModel, RowAdamW]:  # a copy that is cut, and its optimiser
     "A model to train, of which each process holds a part, and of Adam's averages likewise"
+    from torch.distributed.tensor import distribute_tensor
+
     learner = cut_model(model) if how == "table" else fully_sharded(copy.deepcopy(model), layers=False)
     tables = _cut_tables(learner)
 
