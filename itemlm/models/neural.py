@@ -46,7 +46,7 @@ class GRU4Rec(SequenceModel):
 
 def gru4rec(**changes) -> TrainingConfig:
     "GRU4Rec with full cross-entropy"
-    config = TrainingConfig(model=GRU4Rec.Config(), batch=64, lr=4e-3, weight_decay=1e-4, init="random", epochs=40, patience=10)
+    config = TrainingConfig(model=GRU4Rec.Config(), batch=64, lr=4e-3, weight_decay=1e-4, init="random", epochs=40, patience=20)
     return config.with_fields(**changes)
 
 # %% ../../nbs/api/models/36_neural.ipynb #55566e2f
@@ -102,13 +102,13 @@ class SASRec(SequenceModel):
 # %% ../../nbs/api/models/36_neural.ipynb #f8366bc4
 def sasrec(**changes) -> TrainingConfig:
     "SASRec with full cross-entropy"
-    config = TrainingConfig(model=SASRec.Config(), batch=128, weight_decay=0.0, init="random", epochs=60, patience=15)
+    config = TrainingConfig(model=SASRec.Config(), batch=128, weight_decay=0.0, init="random", epochs=60, patience=30)
     return config.with_fields(**changes)
 
 
 def sasrec_bce(**changes) -> TrainingConfig:
     "SASRec as published: binary cross-entropy with one uniform negative a step"
-    return sasrec(model=SASRec.Config(dropout=0.5), loss=bce(), lr=1e-3, epochs=120, patience=20).with_fields(**changes)
+    return sasrec(model=SASRec.Config(dropout=0.5), loss=bce(), lr=1e-3, epochs=120, patience=60).with_fields(**changes)
 
 # %% ../../nbs/api/models/36_neural.ipynb #c887f8be
 class BERT4Rec(SequenceModel):
@@ -167,7 +167,7 @@ def prompt(self: BERT4Rec, histories: Ragged) -> tuple[Tensor, Tensor]:  # token
 
 def bert4rec(**changes) -> TrainingConfig:
     "BERT4Rec"
-    config = TrainingConfig(model=BERT4Rec.Config(), batch=128, lr=4e-3, weight_decay=0.01, init="random", epochs=60, patience=15)
+    config = TrainingConfig(model=BERT4Rec.Config(), batch=128, lr=4e-3, weight_decay=0.01, init="random", epochs=60, patience=30)
     return config.with_fields(**changes)
 
 # %% ../../nbs/api/models/36_neural.ipynb #4bb18c2d
@@ -229,7 +229,7 @@ class HSTU(SequenceModel):
 
 def hstu(**changes) -> TrainingConfig:
     "HSTU without time stamps, full cross-entropy"
-    return TrainingConfig(model=HSTU.Config(), weight_decay=1e-3, init="random", epochs=40, patience=10).with_fields(**changes)
+    return TrainingConfig(model=HSTU.Config(), weight_decay=1e-3, init="random", epochs=40, patience=20).with_fields(**changes)
 
 # %% ../../nbs/api/models/36_neural.ipynb #e9bc3a68
 @patch(as_prop=True)
