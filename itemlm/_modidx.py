@@ -2880,6 +2880,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'itemlm/training/sharding.py'),
                                           'itemlm.training.sharding._tables': ( 'api/training/sharding.html#_tables',
                                                                                 'itemlm/training/sharding.py'),
+                                          'itemlm.training.sharding._torch': ( 'api/training/sharding.html#_torch',
+                                                                               'itemlm/training/sharding.py'),
                                           'itemlm.training.sharding._whole': ( 'api/training/sharding.html#_whole',
                                                                                'itemlm/training/sharding.py'),
                                           'itemlm.training.sharding.check_shard': ( 'api/training/sharding.html#check_shard',

@@ -12,6 +12,8 @@ import copy
 import resource
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 import psutil
@@ -31,13 +33,17 @@ from .rows import RowAdamW
 from .schedule import make_optimizer
 
 # %% ../../nbs/api/training/50_sharding.ipynb #fe031608
+def _torch(name: str) -> ModuleType:
+    "A part of `torch.distributed` that takes a second to import: for those alone who cut a model"
+    return import_module(f"torch.distributed.{name}")
+
+
 def fully_sharded(
     model: SequenceModel,
     layers: bool = True,  # gathered layer by layer; False = all at once
 ) -> SequenceModel:  # the same object
     "A model of which each process holds a part of every weight, gathered while it is in use (FSDP2)"
-    from torch.distributed.fsdp import fully_shard  # here and below: more than a second to import, for what few use
-
+    fully_shard = _torch("fsdp").fully_shard
     mesh = dist.init_device_mesh(next(model.parameters()).device.type, (this_world().size,))
     for part in model.modules() if layers else ():
         if isinstance(part, nn.ModuleList):
@@ -93,12 +99,10 @@ class ShardedEmbedding(nn.Embedding):
         "A table again, in every process; a call of all of them"
         if not dist.is_initialized():
             return own
-        from torch.distributed.tensor import DTensor, Shard
-
-        mesh = dist.init_device_mesh(own.device.type, (this_world().size,))
+        tensor, mesh = _torch("tensor"), dist.init_device_mesh(own.device.type, (this_world().size,))
         shape = torch.Size([self.n_items, *own.shape[1:]])
         stride = torch.empty(shape, device="meta").stride()
-        rows = DTensor.from_local(own[self.n_special :], mesh, [Shard(0)], shape=shape, stride=stride)
+        rows = tensor.DTensor.from_local(own[self.n_special :], mesh, [tensor.Shard(0)], shape=shape, stride=stride)
         return torch.cat([own[: self.n_special], rows.full_tensor()])
 
 # %% ../../nbs/api/training/50_sharding.ipynb #5852e0cb
@@ -237,11 +241,9 @@ def sharded_top_lists(
 # %% ../../nbs/api/training/50_sharding.ipynb #ec65aedd
 def _whole(name: str, tensor: Tensor, tables: dict[str, ShardedEmbedding]) -> Tensor:
     "A weight, or what is like one, of all processes together"
-    from torch.distributed.tensor import DTensor
-
     if name in tables:
         return tables[name].whole(tensor)
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if isinstance(tensor, _torch("tensor").DTensor) else tensor
 
 
 def gathered_state(model: nn.Module) -> dict[str, Tensor]:
@@ -275,14 +277,12 @@ def sharded_training(
     how: str = "weights",  # what is cut: every weight, or the table alone
 ) -> tuple[SequenceModel, RowAdamW]:  # a copy that is cut, and its optimiser
     "A model to train, of which each process holds a part, and of Adam's averages likewise"
-    from torch.distributed.tensor import distribute_tensor
-
     learner = cut_model(model) if how == "table" else fully_sharded(copy.deepcopy(model), layers=False)
     tables = _cut_tables(learner)
 
     def cut(name: str, value: Tensor, weight: Tensor) -> Tensor:
         if how == "weights":
-            return distribute_tensor(value, weight.device_mesh, weight.placements)
+            return _torch("tensor").distribute_tensor(value, weight.device_mesh, weight.placements)
         return tables[name].own(value) if name in tables else value.clone()
 
     return learner, _moved(optimizer, model, learner, config, cut)
