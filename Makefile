@@ -3,6 +3,8 @@ BIN := .venv/bin
 PYTHON ?= $(firstword $(foreach p,python3.11 python3 python,$(if $(shell \
     $p -c "import sys; print('ok' * (sys.version_info >= (3, 11)))" 2>/dev/null),$p)))
 
+MAKEFLAGS += --jobs=2 # the environment and the browser are built at the same time
+
 .PHONY: help env dev train test check docs lab explore bench browser FORCE
 
 help:  ## list the commands
@@ -58,11 +60,14 @@ endif
 .venv/.ready: pyproject.toml constraints.txt
 	@test "$(ENV_WORKS)" = yes || { echo "Building .venv: a few minutes, once"; \
 	    $(or $(PYTHON),$(error itemlm needs Python 3.11 or newer on the PATH)) -m venv --clear .venv; }
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[lab,text,tune]"
-	@touch $@
+	@$(PIP) -e ".[$(EXTRAS)]" && echo "$(EXTRAS)" > $@
+.venv/.dev: EXTRAS = dev
 .venv/.dev: .venv/.ready
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@test "$$(cat .venv/.ready)" = "$(EXTRAS)" || $(PIP) -e ".[$(EXTRAS)]"
 	@touch $@
+
+EXTRAS = lab,text,tune
+PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt # modules compile when imported
 
 # Tests that look at pages need a browser: Debian's chromium is installed where that can be done.
 browser:
