@@ -34,11 +34,6 @@ def restamp(folder: Path, **entries) -> None:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items):
-    "Notebooks at the end: dealt out singly, they fill what larger files leave of a worker's time."
-    items.sort(key=lambda item: item.path.name == "test_notebooks.py")
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     "With several workers a file stays with one of them, which makes its costly fixtures once; notebooks are dealt out singly."
