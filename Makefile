@@ -67,7 +67,7 @@ endif
 	@touch $@
 
 EXTRAS = lab,text,tune
-PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt # modules compile when imported
+PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 # Tests that look at pages need a browser: Debian's chromium is installed where that can be done.
 browser:

@@ -72,7 +72,7 @@ class Mixture(Wrapper):
 @patch
 def with_network(self: Mixture, network: SequenceModel) -> Mixture:
     made, more = Wrapper.with_network(self, network), network.config.n_items - self.config.n_items
-    offsets = torch.cat([self.neighbours.offsets, self.neighbours.offsets[-1:].expand(more)])
+    offsets = torch.cat([self.neighbours.offsets, self.neighbours.offsets[-1:].repeat(more)])
     made.neighbours.take_rows(offsets, self.neighbours.columns, self.neighbours.weights)
     made.prior.take_counts(self.prior.months, self.prior.columns, self.prior.counts)
     return made
