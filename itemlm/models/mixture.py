@@ -79,10 +79,10 @@ def with_network(self: Mixture, network: SequenceModel) -> Mixture:
 
 # %% ../../nbs/api/models/38_mixture.ipynb #0e78e056
 @patch
-def _parts(self: Mixture, histories: Ragged) -> tuple[Tensor, Tensor]:  # (B, V), (B, V)
-    "The network's log-probabilities and the neighbours' probabilities, 0 in a whole row where they have no vote"
-    network, votes = self.network.scores(histories).log_softmax(1), self.neighbours.scores(histories)
-    return network, votes / votes.sum(1, keepdim=True).clamp(min=torch.finfo(votes.dtype).tiny)
+def _near(self: Mixture, histories: Ragged) -> Tensor:  # (B, V)
+    "The neighbours' probabilities, 0 in a whole row where they have no vote"
+    votes = self.neighbours.scores(histories)
+    return votes / votes.sum(1, keepdim=True).clamp(min=torch.finfo(votes.dtype).tiny)
 
 
 @patch
@@ -118,7 +118,7 @@ def _log_ratio(self: Mixture, histories: Ragged) -> Tensor | None:  # (B, V); No
 def shares(self: Mixture, histories: Ragged) -> dict[str, Tensor]:  # (B, V) of each part
     "Which share of each item's probability came from the network, and which from the neighbours"
     with self.evaluating():
-        _, near = self._parts(histories)
+        near = self._near(histories)
         weight = self.config.weight
         share = (near * weight / self._mixed(histories).exp()).clamp(0, 1) if weight else torch.zeros_like(near)
         return {"network": 1 - share, "neighbours": share}
@@ -155,8 +155,7 @@ def weight_curve(
     "How good the mixture is with each weight, without the time prior; seen items dropped"
 
     def variants(some: Ragged) -> Iterator[Tensor]:
-        network, near = self._parts(some)
-        chance = network.exp()
+        chance, near = self.network.scores(some).log_softmax(1).exp(), self._near(some)
         return (torch.lerp(chance, near, weight) for weight in WEIGHTS)
 
     return self._curve(histories, targets, variants)
