@@ -52,7 +52,8 @@ class Neighbours:
     def candidates(self, queries: Tensor, n: int) -> np.ndarray:  # (B, D) -> (B, n) columns; -1 = none
         "What is near each query"
         asked = torch.nn.functional.normalize(queries.float().cpu(), dim=1).numpy()
-        asked = np.pad(asked, ((0, 0), (0, self.graph.ndim - asked.shape[1])))
+        if self.graph.ndim > asked.shape[1]:  # `_directions` has added a number to each row
+            asked = np.pad(asked, ((0, 0), (0, 1)))
         self.graph.expansion_search = max(64, n)
         found = self.graph.search(asked, n, threads=min(len(asked), torch.get_num_threads()))
         keys, counts = np.atleast_2d(found.keys), np.atleast_1d(getattr(found, "counts", len(found)))
@@ -186,10 +187,10 @@ def _near_lists(self: IndexedRecommender, queries: Tensor, k: int, out: Ragged, 
     else:
         taken = take_limited(np.where(may, bound.place[columns], -1), k, bound.codes, bound.most)
     order = (~taken).argsort(1, kind="stable")[:, :k]
-    columns, values = np.where(taken, columns, -1), np.where(taken, values, -np.inf)
-    room = ((0, 0), (0, k - order.shape[1]))
-    found = [np.take_along_axis(one, order, 1) for one in (columns, values)]
-    return np.pad(found[0], room, constant_values=-1), np.pad(found[1], room, constant_values=-np.inf)
+    found, scores = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32)
+    found[:, : order.shape[1]] = np.take_along_axis(np.where(taken, columns, -1), order, 1)
+    scores[:, : order.shape[1]] = np.take_along_axis(np.where(taken, values, -np.inf), order, 1)
+    return found, scores
 
 # %% ../../nbs/api/serving/56_index.ipynb #1ddff66b
 @patch
