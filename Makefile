@@ -60,7 +60,7 @@ endif
 .venv/.ready: pyproject.toml constraints.txt
 	@test "$(ENV_WORKS)" = yes || { echo "Building .venv: a few minutes, once"; \
 	    $(or $(PYTHON),$(error itemlm needs Python 3.11 or newer on the PATH)) -m venv --clear .venv; }
-	@$(PIP) -e ".[$(EXTRAS)]" && echo "$(EXTRAS)" > $@
+	@$(PIP) -e ".[$(EXTRAS)]" && $(BIN)/python -m compileall -q itemlm && echo "$(EXTRAS)" > $@
 .venv/.dev: EXTRAS = dev
 .venv/.dev: .venv/.ready
 	@test "$$(cat .venv/.ready)" = "$(EXTRAS)" || $(PIP) -e ".[$(EXTRAS)]"

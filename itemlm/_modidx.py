@@ -1209,6 +1209,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'itemlm/metrics/ranks.py'),
                                       'itemlm.metrics.ranks._check_targets': ( 'api/metrics/ranks.html#_check_targets',
                                                                                'itemlm/metrics/ranks.py'),
+                                      'itemlm.metrics.ranks._count': ('api/metrics/ranks.html#_count', 'itemlm/metrics/ranks.py'),
                                       'itemlm.metrics.ranks._expected': ('api/metrics/ranks.html#_expected', 'itemlm/metrics/ranks.py'),
                                       'itemlm.metrics.ranks._seen_pairs': ('api/metrics/ranks.html#_seen_pairs', 'itemlm/metrics/ranks.py'),
                                       'itemlm.metrics.ranks.average_precision': ( 'api/metrics/ranks.html#average_precision',

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from smalldocs import layout
@@ -55,9 +56,11 @@ def run_definitions_only() -> None:
 
 def stage() -> Path:
     "Let nbdev process the notebooks into `_proc`"
+    from nbdev import config
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
 
+    config._load_toml = cache(config._load_toml)  # nbdev reads pyproject.toml anew for each cell
     refresh_quarto_yml()
     folder = proc_nbs(force=True, n_workers=0)
     for nb in folder.rglob("*.ipynb"):

@@ -27,7 +27,7 @@ def pages() -> dict[Path, BeautifulSoup]:
     "The site as `make docs` builds it: page -> its document."
     done = subprocess.run([sys.executable, "scripts/docs.py"], cwd=ROOT, capture_output=True, text=True)
     assert not done.returncode, done.stdout + done.stderr
-    return {p: BeautifulSoup(p.read_text(), "html.parser") for p in SITE.rglob("*.html") if "site_libs" not in p.parts}
+    return {p: BeautifulSoup(p.read_text(), "lxml") for p in SITE.rglob("*.html") if "site_libs" not in p.parts}
 
 
 def test_every_notebook_is_a_page_and_in_the_sidebar(pages):

@@ -15,7 +15,9 @@ from conftest import NOTEBOOKS, named
 NOWHERE = "http://127.0.0.1:9"
 OFFLINE = {"http_proxy": NOWHERE, "https_proxy": NOWHERE, "no_proxy": "127.0.0.1,localhost"}
 FORKS = multiprocessing.get_context("forkserver")  # a clean process that has what most notebooks import already, for each of them
-FORKS.set_forkserver_preload(["itemlm.jobs", "plotly.graph_objects", "pyarrow.parquet", "nbdev.test", "nbformat", "IPython"])
+FORKS.set_forkserver_preload(
+    ["itemlm.jobs", "itemlm.explore", "plotly.graph_objects", "pyarrow.parquet", "torch._dynamo", "nbdev.test", "nbformat", "IPython"]
+)
 
 
 def is_run_notebook(path) -> bool:

@@ -81,15 +81,27 @@ def _check_targets(
     return targets
 
 # %% ../../nbs/api/metrics/20_ranks.ipynb #5eeffc6f
+_COMPARED = 32  # rows at a time: what is found of them stays near the processor
+
+
+def _count(found: np.ndarray) -> np.ndarray:  # (b, V) bool -> (b,) int64
+    "How many of each row"
+    return np.bitwise_count(np.packbits(found, axis=1)).sum(1, dtype=np.int64)
+
+
 def _above_and_equal(
     scores: torch.Tensor,  # (B, V)
     target: torch.Tensor,  # (B, 1) its score
 ) -> tuple[np.ndarray, np.ndarray]:  # (B,), (B,) int64
     "How many items of each row score above the target, and how many others equal to it"
-    if scores.device.type == "cpu":  # numpy compares and counts several times faster than torch there
-        scores, target = scores.numpy(), target.numpy()
-        return (scores > target).sum(1), (scores == target).sum(1) - 1
-    return (scores > target).sum(1).cpu().numpy(), (scores == target).sum(1).cpu().numpy() - 1
+    if scores.device.type != "cpu":
+        return (scores > target).sum(1).cpu().numpy(), (scores == target).sum(1).cpu().numpy() - 1
+    scores, target = scores.numpy(), target.numpy()  # which compares and counts several times faster there
+    greater, equal = np.empty((2, len(scores)), np.int64)
+    for start in range(0, len(scores), _COMPARED):
+        rows = slice(start, start + _COMPARED)
+        greater[rows], equal[rows] = _count(scores[rows] > target[rows]), _count(scores[rows] == target[rows])
+    return greater, equal - 1
 
 # %% ../../nbs/api/metrics/20_ranks.ipynb #0c023560
 def target_ranks(

@@ -156,7 +156,8 @@ def weight_curve(
 
     def variants(some: Ragged) -> Iterator[Tensor]:
         chance, near = self.network.scores(some).log_softmax(1).exp(), self._near(some)
-        return (torch.lerp(chance, near, weight) for weight in WEIGHTS)
+        room = torch.empty_like(chance)
+        return (torch.lerp(chance, near, weight, out=room) for weight in WEIGHTS)
 
     return self._curve(histories, targets, variants)
 

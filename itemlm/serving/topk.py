@@ -74,7 +74,7 @@ def top_lists(
     pairs = np.unique((rows * n_items + seen.values)[seen.values >= 0])  # one number a seen (row, column)
     most = int(np.bincount(pairs // n_items, minlength=1).max())
     columns, values = top_columns(scores, min(k + most, n_items))
-    hit = np.isin(columns + n_items * np.arange(n_users)[:, None], pairs)
+    hit = np.isin(columns + n_items * np.arange(n_users)[:, None], pairs, kind="table")  # a byte a score at most
     order = hit.argsort(1, kind="stable")[:, :k]  # unseen ones first
     unseen = np.where(hit, -1, columns), np.where(hit, -np.inf, values).astype(values.dtype)
     drop = tuple(np.take_along_axis(table, order, 1) for table in unseen)
