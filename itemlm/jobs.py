@@ -40,6 +40,7 @@ from .runs.folder import claim_run
 from .runs.ledger import read_run
 from .serving.recommender import Recommender, load
 from .show import Html, Table, Value, digits, facts, names_of, page_text
+from .training.parallel import shared, this_world
 from .training.trainer import STRICT, build_model, fit, run_identity, sized
 from .workspace import workspace
 
@@ -250,14 +251,16 @@ def train(
 
 @patch
 def report(self: Job, rec: Recommender) -> Report:
-    "Figures of the validation and the test part, kept in the folder"
-    started, folder, training = time.perf_counter(), self.folder, rec.data.get("training")
+    "Figures of the validation and the test part, kept in the folder; a call of all processes that trained"
+    started, folder, training, world = time.perf_counter(), self.folder, rec.data.get("training"), this_world()
     if training == "everything":  # nothing honest is left to measure: the figures are the strict run's
         folder = self.folder / STRICT
         rec, training = load(folder, self.asked.device, type(rec.model)), ""
-    found = evaluate(rec, self.parts, part="test" if training else ("valid", "test"), metrics=self.metrics, seed=self.asked.seed)
+    measured = "test" if training else ("valid", "test")
+    found = evaluate(shared(rec, world), self.parts, part=measured, metrics=self.metrics, seed=self.asked.seed)
     self.seconds["evaluate"] = time.perf_counter() - started
-    found.save(folder, seed=self.asked.seed, params=asdict(self.asked), seconds=self.seconds)
+    if world.writes:
+        found.save(folder, seed=self.asked.seed, params=asdict(self.asked), seconds=self.seconds)
     return found
 
 # %% ../nbs/api/75_jobs.ipynb #22b4420b

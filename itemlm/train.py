@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from dataclasses import fields, replace
 
@@ -56,8 +57,10 @@ def train_asked(
         if world.agreed(left <= 0)[0]:
             return
         rec = one.train(None if left == float("inf") else left, verbose=world.writes)
+        with nullcontext() if world.writes else warnings.catch_warnings(action="ignore"):  # what a report warns of is said once
+            found = repr(one.report(rec)).splitlines()[:1] if report else []
         if world.writes:
-            print(f"{one.folder}" + (f"\n{repr(one.report(rec)).splitlines()[0]}" if report else ""), flush=True)
+            print(one.folder, *found, sep="\n", flush=True)
 
 # %% ../nbs/api/77_train.ipynb #dda326c6
 def start_processes(

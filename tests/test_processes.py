@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from itemlm import fit, load, read_events, split, tiny
 from itemlm.core import Ragged
 from itemlm.data.tokenizer import ItemTokenizer
+from itemlm.evaluation.report import evaluate, read_report
 from itemlm.models.losses import full_softmax, gbce
 from itemlm.models.neural import sasrec
 from itemlm.models.presets import MODELS, preset
@@ -330,6 +331,18 @@ def test_a_killed_process_ends_the_job_and_another_number_goes_on(clicks, tmp_pa
     assert not done.returncode and "going on from step" in done.stdout, done.stderr
     assert rows(folder)[: len(known)] == known and rows(folder)[-1]["epoch"] == 12
     assert load(folder).log == rows(folder)
+
+
+def test_a_report_is_shared_and_is_that_of_one_process(clicks, tmp_path):
+    "Lists, ranks and intervals; it is written once, and said once."
+    asked = [word for word in command(tmp_path / "run", clicks, "-p", "epochs", "2") if word != "--fit-only"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert done.stdout.count(str(tmp_path / "run")) == 1 and done.stdout.count("test NDCG@10") == 1, done.stdout
+    written = read_report(tmp_path / "run")
+    alone = evaluate(load(tmp_path / "run"), split(read_events(clicks, k_core=1, verbose=False)), ("valid", "test"))
+    pd.testing.assert_frame_equal(written.per_user, alone.per_user)
+    assert written.results == json.loads(json.dumps(alone.results))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from ..serving.recommender import Recommender, load, vocabulary_hash, write_run
 from ..show import ProgressLine
 from .checkpoint import Progress, copied_weights, load_progress, save_progress
 from .labels import NeighbourLabels, loss_of
-from .parallel import World, this_world
+from .parallel import World, shared, this_world
 from .ppmi import ppmi_vectors
 from .rows import some_rows, tables_of
 from .schedule import learning_rate, make_optimizer
@@ -245,12 +245,8 @@ def step(self: Trainer, rows: np.ndarray) -> None:  # of the training sequences
 @patch
 def valid_ranks(self: Trainer) -> Ranks:
     "Where the validation targets stand; of several processes each ranks some of the users"
-    part, world = self.valid, self.world
-    rows = world.rows(len(part))
-    some = replace(part, users=part.users[rows], histories=part.histories.take(rows), targets=part.targets[rows])
-    world.same_buffers(self.model)
-    found = self.recommender.rank_part(self.parts, some, seen=("drop",))["drop"]
-    return Ranks(greater=world.gathered(found.greater, len(part)), ties=world.gathered(found.ties, len(part)))
+    self.world.same_buffers(self.model)
+    return shared(self.recommender, self.world).rank_part(self.parts, self.valid, seen=("drop",))["drop"]
 
 # %% ../../nbs/api/training/55_trainer.ipynb #5d78b3f2
 @patch
