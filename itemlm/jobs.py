@@ -10,7 +10,6 @@ __all__ = ['said_here', 'opened_data', 'run_name', 'Job', 'find_job', 'open_job'
 import base64
 import gzip
 import json
-import math
 import os
 import re
 import shlex
@@ -272,12 +271,12 @@ def over_seeds(
     verbose: bool = True,
 ) -> Table:
     "Train and report the other seeds for as long as there is time, and show all of them"
-    reports, deadline = {self.asked.seed: report}, self.opened + 60 * (self.asked.max_minutes or math.inf)
+    reports, deadline = {self.asked.seed: report}, self.opened + 60 * (self.asked.max_minutes or float("inf"))
     for job in self.others:
         if (rest := (deadline - time.monotonic()) / 60) <= 0:
             break
         print(f"seed {job.asked.seed}: {job.folder.name}", flush=True)
-        reports[job.asked.seed] = job.report(job.train(None if math.isinf(rest) else rest, verbose))
+        reports[job.asked.seed] = job.report(job.train(None if rest == float("inf") else rest, verbose))
     left = [job.asked.seed for job in (self, *self.others) if not job.finished]
     return _seed_table(reports, metrics, left)
 
