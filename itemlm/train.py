@@ -7,12 +7,14 @@ __all__ = ['command_parser', 'asked_of', 'train_asked', 'start_processes', 'main
 
 # %% ../nbs/api/77_train.ipynb #e68cbb6c
 import argparse
+import io
 import logging
 import os
 import sys
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import fields, replace
 
 import torch
@@ -21,7 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from .jobs import find_job, open_job
 from .parameters import TrainParameters, job_parameters, setting
-from .training.parallel import process_group, this_world
+from .training.parallel import World, process_group, this_world
 
 # %% ../nbs/api/77_train.ipynb #097afff4
 def command_parser() -> argparse.ArgumentParser:
@@ -57,10 +59,17 @@ def train_asked(
         if world.agreed(left <= 0)[0]:
             return
         rec = one.train(None if left == float("inf") else left, verbose=world.writes)
-        with nullcontext() if world.writes else warnings.catch_warnings(action="ignore"):  # what a report warns of is said once
-            found = repr(one.report(rec)).splitlines()[:1] if report else []
-        if world.writes:
-            print(one.folder, *found, sep="\n", flush=True)
+        print(one.folder, *(repr(one.report(rec)).splitlines()[:1] if report else ()), sep="\n", flush=True)
+
+
+@contextmanager
+def _heard(world: World) -> Iterator[None]:
+    "Inside, what is printed and warned of comes from one process"
+    if world.writes:
+        yield
+    else:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            yield
 
 # %% ../nbs/api/77_train.ipynb #dda326c6
 def start_processes(
@@ -101,7 +110,7 @@ def main(
         print("" if int(os.environ.get("RANK", 0)) else f"ValueError: {error}", file=sys.stderr, flush=True)
         return 1
     try:
-        with process_group(asked.device) if several else nullcontext(asked.device) as device:
+        with process_group(asked.device) if several else nullcontext(asked.device) as device, _heard(this_world()):
             train_asked(replace(asked, device=device), not given.fit_only)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

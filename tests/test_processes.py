@@ -338,7 +338,8 @@ def test_a_report_is_shared_and_is_that_of_one_process(clicks, tmp_path):
     asked = [word for word in command(tmp_path / "run", clicks, "-p", "epochs", "2") if word != "--fit-only"]
     done = subprocess.run(asked, capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    assert done.stdout.count(str(tmp_path / "run")) == 1 and done.stdout.count("test NDCG@10") == 1, done.stdout
+    said = [done.stdout.count(words) for words in (str(tmp_path / "run"), "test NDCG@10", "Events(")]
+    assert said == [1, 1, 1], done.stdout
     written = read_report(tmp_path / "run")
     alone = evaluate(load(tmp_path / "run"), split(read_events(clicks, k_core=1, verbose=False)), ("valid", "test"))
     pd.testing.assert_frame_equal(written.per_user, alone.per_user)
