@@ -29,6 +29,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'itemlm.core.read_json': ('api/core.html#read_json', 'itemlm/core.py'),
                              'itemlm.core.resolve_device': ('api/core.html#resolve_device', 'itemlm/core.py'),
                              'itemlm.core.starting_command': ('api/core.html#starting_command', 'itemlm/core.py'),
+                             'itemlm.core.starting_folder': ('api/core.html#starting_folder', 'itemlm/core.py'),
                              'itemlm.core.versions': ('api/core.html#versions', 'itemlm/core.py'),
                              'itemlm.core.whole_number': ('api/core.html#whole_number', 'itemlm/core.py'),
                              'itemlm.core.write_json': ('api/core.html#write_json', 'itemlm/core.py')},

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['path_of', 'whole_number', 'number_between', 'atomic_write', 'new_folder', 'Ragged', 'content_hash', 'file_hash',
            'flatten', 'read_json', 'write_json', 'memory_budget', 'resolve_device', 'optional', 'starting_command',
-           'versions']
+           'starting_folder', 'versions']
 
 # %% ../nbs/api/00_core.ipynb #4aee9444
 import hashlib
@@ -311,6 +311,14 @@ def starting_command() -> list[str]:
         return psutil.Process(int(os.environ["JPY_PARENT_PID"])).cmdline()
     except (psutil.Error, KeyError, ValueError, OSError):
         return []
+
+
+def starting_folder() -> Path | None:
+    "Where that command was given; None where that is not known"
+    try:
+        return Path(psutil.Process(int(os.environ["JPY_PARENT_PID"])).cwd())
+    except (psutil.Error, KeyError, ValueError, OSError):
+        return None
 
 # %% ../nbs/api/00_core.ipynb #5d8c3191
 def versions() -> dict[str, str]:

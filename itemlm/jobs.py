@@ -23,10 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 from fastcore.basics import patch
 
-from .core import atomic_write, content_hash, optional, read_json, starting_command
+from .core import atomic_write, content_hash, optional, read_json, starting_command, starting_folder
 from .data.datasets import OPTIONS, load_dataset
 from .data.readers import COLUMNS
 from .data.split import Part, Split, shuffle_ties, split, with_validation
@@ -40,6 +39,7 @@ from .runs.ledger import read_run
 from .serving.recommender import Recommender, load
 from .show import Html, Table, Value, digits, facts, names_of, page_text
 from .training.parallel import shared, this_world
+from .training.sharding import check_shard
 from .training.trainer import STRICT, build_model, fit, run_identity, sized
 from .workspace import workspace
 
@@ -195,9 +195,13 @@ def open_job(
     runs: str | Path | None = None,  # where folders are made; None = the workspace's
 ) -> Job:
     "Open the data and the folder of a run, or say how the run that lives there differs"
-    if asked.shard and max(asked.processes, int(os.environ.get("WORLD_SIZE", 1))) == 1:
+    processes = max(asked.processes, int(os.environ.get("WORLD_SIZE", 1)))
+    if asked.shard and processes == 1:
         raise ValueError(f"parameter shard={asked.shard}: one process has nobody to share a model with; give processes, or start torchrun")
     job = find_job(asked, runs)
+    if asked.shard:  # before a folder is claimed
+        recipe = sized(job.recipe, ItemTokenizer.from_split(job.parts))
+        check_shard(asked.shard, build_model(recipe), recipe, processes)
     for one in (job, *job.others):
         own = {"metrics": one.asked.metrics} if one.asked.metrics else {}
         with claim_run(one.folder, one.identity, params=one.asked.deciding() | own):
@@ -484,9 +488,8 @@ def _write_report(job: Job, notebook: Path, said: str) -> bool:  # False: the no
 
 def _notebook_here() -> Path | None:
     "The notebook that papermill's command writes while it runs this kernel"
-    with suppress(psutil.Error, KeyError, ValueError, OSError):
-        return _papermill_notebook(starting_command(), Path(psutil.Process(int(os.environ["JPY_PARENT_PID"])).cwd()))
-    return None
+    folder = starting_folder()
+    return _papermill_notebook(starting_command(), folder) if folder else None
 
 
 @patch

@@ -299,15 +299,21 @@ def gathered_optimizer(learner: SequenceModel, optimizer: RowAdamW, model: Seque
 SHARDS = ("", "weights", "table")  # what of a model is cut among processes
 
 
-def check_shard(how: str, model: SequenceModel, config: TrainingConfig) -> None:
+def check_shard(
+    how: str,  # of `SHARDS`
+    model: SequenceModel,
+    config: TrainingConfig,
+    processes: int = 0,  # 0 = those of `this_world`
+) -> None:
     "One clear error where a model or a recipe cannot be trained in parts"
+    world = World(size=processes or this_world().size)
     if how not in SHARDS:
         raise ValueError(f"shard={how!r} is not one of {', '.join(filter(None, SHARDS))}")
-    if how and this_world().size == 1:
+    if how and world.size == 1:
         raise ValueError(f"shard={how!r}: one process has nobody to share a model with; start several, or leave shard out")
     if how == "table":
         _tables(model)
-        loss, n_items, world = config.loss, config.model.n_items, this_world()
+        loss, n_items = config.loss, config.model.n_items
         if own_items(n_items, replace(world, rank=world.size - 1))[0] == n_items:
             raise ValueError(f"shard='table': {n_items} items are too few for {world.size} processes: start fewer")
         no_use = {"loss": not isinstance(loss, FullSoftmax), "clip": config.clip, "neighbour_labels": config.neighbour_labels}
