@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
-from bs4 import BeautifulSoup
 from conftest import NOTEBOOKS, ROOT, named
+from lxml import html
 
 from itemlm.show import Table, Value
 
@@ -23,15 +23,15 @@ SITE = ROOT / "_docs"
 
 
 @pytest.fixture(scope="module")
-def pages() -> dict[Path, BeautifulSoup]:
+def pages() -> dict[Path, html.HtmlElement]:
     "The site as `make docs` builds it: page -> its document."
     done = subprocess.run([sys.executable, "scripts/docs.py"], cwd=ROOT, capture_output=True, text=True)
     assert not done.returncode, done.stdout + done.stderr
-    return {p: BeautifulSoup(p.read_text(), "lxml") for p in SITE.rglob("*.html") if "site_libs" not in p.parts}
+    return {p: html.fromstring(p.read_text()) for p in SITE.rglob("*.html") if "site_libs" not in p.parts}
 
 
 def test_every_notebook_is_a_page_and_in_the_sidebar(pages):
-    sidebar = {a["href"] for a in pages[SITE / "index.html"].select("#quarto-sidebar a[href]")}
+    sidebar = set(pages[SITE / "index.html"].xpath("//*[@id='quarto-sidebar']//a/@href"))
     for nb in NOTEBOOKS:
         page = nb.relative_to(ROOT / "nbs").with_name(nb.stem.lstrip("0123456789_") + ".html")
         assert SITE / page in pages, f"{named(nb)} has no page"
@@ -40,8 +40,8 @@ def test_every_notebook_is_a_page_and_in_the_sidebar(pages):
 
 def test_pages_have_titles(pages):
     for page, document in pages.items():
-        assert document.title and document.title.get_text(strip=True), page
-        assert len(document.find_all("h1")) <= 1 or "source" in page.parts, page
+        assert document.findtext(".//title").strip(), page
+        assert len(document.findall(".//h1")) <= 1 or "source" in page.parts, page
 
 
 def test_every_module_has_a_page_of_its_source(pages):
@@ -50,7 +50,7 @@ def test_every_module_has_a_page_of_its_source(pages):
     assert sources <= set(pages), [str(f) for f in sources - set(pages)]
     linked = set()
     for page, document in pages.items():
-        links = (urlsplit(a["href"]) for a in document.select("a[href*='source/']"))
+        links = map(urlsplit, document.xpath("//a[contains(@href, 'source/')]/@href"))
         linked |= {(page.parent / unquote(url.path)).resolve() for url in links if not url.netloc}
     rooms = {SITE / "source" / f.parent.relative_to(ROOT / "itemlm") for f in (ROOT / "itemlm").rglob("*.py") if f.stem != "__init__"}
     assert rooms <= {link.parent for link in linked}, "no page leads to the modules of a room"
@@ -58,10 +58,10 @@ def test_every_module_has_a_page_of_its_source(pages):
 
 def test_no_broken_links(pages):
     "Every internal link, anchor, picture, script and style sheet is there."
-    ids = {p: {e["id"] for e in d.select("[id]")} for p, d in pages.items()}
+    ids = {p: set(d.xpath("//@id")) for p, d in pages.items()}
     broken = []
     for page, document in pages.items():
-        for element in document.select("[href], [src]"):
+        for element in document.xpath("//*[@href or @src]"):
             url = urlsplit(element.get("href") or element.get("src") or "")
             if url.scheme or url.netloc:
                 continue
