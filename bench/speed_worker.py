@@ -265,6 +265,7 @@ class ItemLM:
         tokenizer = ItemTokenizer.from_split(parts := self.parts())
         model = initial_model(config := self.config(), parts, tokenizer)
         self.recommender = Recommender.from_split(model, tokenizer, parts)
+        self.items = np.array([None, *tokenizer.items], object)  # raw ids by number
         self.trainer = Trainer(self.recommender, parts, sized(config, tokenizer), verbose=False)
         self.order, self.batches = lambda: iter(epoch_order(self.trainer.sequences, config.batch, 0, 0)), iter(())
         self.prepared = time.perf_counter() - started
@@ -293,8 +294,8 @@ class ItemLM:
         return int(self.trainer.sequences.lengths[rows].sum()) - len(rows)
 
     def lists(self, part: dict) -> np.ndarray:
-        items = np.array([None, *self.recommender.tokenizer.items], object)
-        histories = np.split(items[part["values"]], part["offsets"][1:-1])
+        self.trainer.model.eval()
+        histories = np.split(self.items[part["values"]], part["offsets"][1:-1])
         return self.recommender.topk([history.tolist() for history in histories], 10, seen="drop")[0]
 
     def train(self, wanted: float, seconds: float) -> dict:
