@@ -1,6 +1,7 @@
 """ItemLM beside RecTools, RecBole, RePlay and a plain Hugging Face loop: the same data and sizes, turn by turn in one run.
 
     python bench/speed_peers.py                       # Beauty, then MovieLens-1M: targets a second, lists, one user, memory
+    python bench/speed_peers.py --answers             # Beauty's lists and one user alone
 
 Each library is a process of its own, with its packages from PyPI in an environment of its own under runs/peers; it waits while another
 one works. A round is some steps of ours, then of each other; the figures are medians over rounds of ratios within a round.
@@ -131,11 +132,16 @@ def ratios(found: dict[str, list[float]], name: str) -> float:
     return median(ours / theirs for ours, theirs in zip(found["itemlm"], found[name]))
 
 
-def compare(dataset: str, width: int, names: list[str], threads: int, prefix: str = "") -> tuple[dict, dict[str, Library]]:
-    "Figures of a data set at a width, and the libraries, still waiting"
+def started(dataset: str, width: int, names: list[str], threads: int) -> tuple[int, dict[str, Library]]:
+    "Users of the test part, and the libraries, waiting"
     folder = ROOT / f"runs/peers/{dataset}-{width}"
     users = write_data(split(load_dataset(dataset)), folder, width, dataset, threads)
-    libraries = {name: Library(name, folder) for name in ["itemlm", *names]}
+    return users, {name: Library(name, folder) for name in ["itemlm", *names]}
+
+
+def compare(dataset: str, width: int, names: list[str], threads: int, prefix: str = "") -> tuple[dict, dict[str, Library]]:
+    "Figures of a data set at a width, and the libraries, still waiting"
+    users, libraries = started(dataset, width, names, threads)
     found = rates(libraries, ROUNDS)
     figures = {f"{prefix}train_ratio_{name}_{width}": ratios(found, name) for name in names}
     figures |= {f"{prefix}targets_per_second_{name}_{width}": median(found[name]) for name in libraries}
@@ -152,6 +158,22 @@ def answers(libraries: dict[str, Library]) -> dict:
     return figures | {f"one_user_ms_{name}": known["p50"] for name, known in alone.items()}
 
 
+def measure_answers(threads: int) -> None:
+    "Lists of all users and of one, and nothing else"
+    users, libraries = started("beauty", 64, ["rectools", "recbole", "replay", "hf"], threads)
+    write(answers(libraries) | {"users": users}, threads)
+    for library in libraries.values():
+        library.close()
+
+
+def write(figures: dict, threads: int) -> None:
+    "Record and show them"
+    figures["peers_load"] = os.getloadavg()[0]
+    words = dict(rounds=ROUNDS, threads=threads, rectools="0.19.0", replay="0.22.0", users=figures.pop("users"))
+    record("speed", figures, NOTES.format(**words), ("torch", "numpy", "pandas", "transformers"))
+    print(json.dumps(figures, indent=1))
+
+
 def measure(threads: int) -> None:
     "All of it"
     everyone = ["rectools", "ligr", "fast_transformers", "recbole", "replay", "hf"]
@@ -166,14 +188,12 @@ def measure(threads: int) -> None:
             library.close()
     for name in ("recbole", "hf"):
         figures[f"train_ratio_{name}"] = figures[f"train_ratio_{name}_64"]
-    figures["peers_load"] = os.getloadavg()[0]
-    words = dict(rounds=ROUNDS, threads=threads, rectools="0.19.0", replay="0.22.0", users=figures.pop("users"))
-    record("speed", figures, NOTES.format(**words), ("torch", "numpy", "pandas", "transformers"))
-    print(json.dumps(figures, indent=1))
+    write(figures, threads)
 
 
 if __name__ == "__main__":
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    asked.add_argument("--answers", action="store_true", help="no training: lists of Beauty's users alone")
     known = asked.parse_args()
-    measure(known.threads)
+    (measure_answers if known.answers else measure)(known.threads)
