@@ -17,6 +17,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'itemlm.core.Ragged.take': ('api/core.html#ragged.take', 'itemlm/core.py'),
                              'itemlm.core.Ragged.take_heads': ('api/core.html#ragged.take_heads', 'itemlm/core.py'),
                              'itemlm.core._is_finite': ('api/core.html#_is_finite', 'itemlm/core.py'),
+                             'itemlm.core._of_starter': ('api/core.html#_of_starter', 'itemlm/core.py'),
                              'itemlm.core.atomic_write': ('api/core.html#atomic_write', 'itemlm/core.py'),
                              'itemlm.core.content_hash': ('api/core.html#content_hash', 'itemlm/core.py'),
                              'itemlm.core.file_hash': ('api/core.html#file_hash', 'itemlm/core.py'),

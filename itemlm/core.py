@@ -305,20 +305,23 @@ def optional(
         raise ImportError(f"this needs {library}, which is not installed ({error}): pip install 'itemlm[{extra}]'") from None
 
 # %% ../nbs/api/00_core.ipynb #88bbdeda
+def _of_starter(name: str) -> object:  # None where that is not known
+    "What psutil says of the process that started this notebook's kernel"
+    try:
+        return getattr(psutil.Process(int(os.environ["JPY_PARENT_PID"])), name)()
+    except (psutil.Error, KeyError, ValueError, OSError):
+        return None
+
+
 def starting_command() -> list[str]:
     "The words of the command that started this notebook's kernel; empty where that is not known"
-    try:
-        return psutil.Process(int(os.environ["JPY_PARENT_PID"])).cmdline()
-    except (psutil.Error, KeyError, ValueError, OSError):
-        return []
+    return _of_starter("cmdline") or []
 
 
 def starting_folder() -> Path | None:
     "Where that command was given; None where that is not known"
-    try:
-        return Path(psutil.Process(int(os.environ["JPY_PARENT_PID"])).cwd())
-    except (psutil.Error, KeyError, ValueError, OSError):
-        return None
+    folder = _of_starter("cwd")
+    return Path(folder) if folder else None
 
 # %% ../nbs/api/00_core.ipynb #5d8c3191
 def versions() -> dict[str, str]:
