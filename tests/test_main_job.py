@@ -176,7 +176,7 @@ def test_other_parameters_in_a_run_folder(small):
     "name, value, names",
     [
         ("dataset", "no-such-set", ["no-such-set", "ml-latest-small", "beauty"]),
-        ("preset", "gigantic", ["gigantic", "small", "long_history", "tiny"]),
+        ("preset", "gigantic", ["gigantic", "small", "wide", "long_history", "tiny"]),
         ("preset", "dense", ["dense", "long_history"]),
         ("model", "sasrek", ["sasrek", "sasrec_ce", "item_lm"]),
         ("init", "ones", ["ones", "ppmi", "random"]),

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from .counting import item_knn, markov, popularity, sequential_knn, symmetric_knn
 from .ensemble import ensemble, item_lm_ensemble
-from .item_lm import long_history, small, tiny
+from .item_lm import long_history, small, tiny, wide
 from .mixture import item_lm_full, item_lm_knn, with_neighbours
 from .neural import bert4rec, gru4rec, hstu, sasrec, sasrec_bce
 from .recipe import TrainingConfig
@@ -66,7 +66,7 @@ def named(
     return found
 
 # %% ../../nbs/api/models/37_presets.ipynb #cb7fca96
-SIZES = ("small", "long_history", "tiny")
+SIZES = ("small", "wide", "long_history", "tiny")
 
 
 def trains(recipe: TrainingConfig) -> bool:
@@ -80,6 +80,11 @@ def _tiny_variant(recipe: TrainingConfig) -> TrainingConfig:
         return recipe
     steps = {name: vars(tiny())[name] for name in ("epochs", "batch", "lr", "patience")}
     return replace(recipe, model=recipe.model.with_known(width=16, layers=1, dropout=0.1, max_len=20), **steps)
+
+
+def _wide_variant(recipe: TrainingConfig) -> TrainingConfig:
+    "Any recipe at the width of `wide()`; the dropout stays its own"
+    return replace(recipe, model=recipe.model.with_known(width=wide().model.width, hidden=wide().model.hidden))
 
 
 def _long_variant(recipe: TrainingConfig) -> TrainingConfig:
@@ -100,9 +105,9 @@ _FAMILY = {  # sizes of its own; what each name makes of one
 
 def preset(
     model: str,  # of `MODELS`, or "module:function" that returns a recipe
-    size: str = "small",  # small | long_history | tiny
+    size: str = "small",  # small | wide | long_history | tiny
 ) -> TrainingConfig:
-    "The recipe of a model by its name, in one of three sizes"
+    "The recipe of a model by its name, in one of four sizes"
     if size not in SIZES:
         raise ValueError(
             f"there is no preset {size!r}: it is {', '.join(SIZES)}" + (" (dense is called long_history)" if size == "dense" else "")
@@ -110,12 +115,10 @@ def preset(
     if model not in MODELS and ":" not in model:
         raise ValueError(f"there is no model {model!r}: it is one of {', '.join(MODELS)}, or your own as module:function")
     if model in _FAMILY:
-        return _FAMILY[model]({"small": small, "long_history": long_history, "tiny": tiny}[size]())
+        return _FAMILY[model]({"small": small, "wide": wide, "long_history": long_history, "tiny": tiny}[size]())
     recipe = MODELS[model]() if model in MODELS else named(model, "preset")()
     if not isinstance(recipe, TrainingConfig):
         raise ValueError(f"preset {model!r} must return a TrainingConfig; it returned {type(recipe).__name__}")
     if model == "text_beam" and size == "long_history":
         raise ValueError("there is no preset 'long_history' for text_beam: its reach is counted in codes; use small")
-    if size == "tiny":
-        return _tiny_variant(recipe)
-    return _long_variant(recipe) if size == "long_history" else recipe
+    return {"small": lambda own: own, "wide": _wide_variant, "long_history": _long_variant, "tiny": _tiny_variant}[size](recipe)
