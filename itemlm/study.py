@@ -432,9 +432,9 @@ def _cost_of(row: dict) -> list:
 def _with_names(
     table: pd.DataFrame,  # from `results_table`, one data set
 ) -> pd.DataFrame:
-    "The table with the preset in the model's name where there are several"
+    "The table with the preset in the model's name where there are several; `small` is what a name alone means"
     several = table["preset"].nunique() > 1
-    return table.assign(name=table["name"] + (", " + table["preset"] if several else ""))
+    return table.assign(name=table["name"] + ((", " + table["preset"]).where(table["preset"] != "small", "") if several else ""))
 
 
 def _unlike_starts(chosen: pd.DataFrame) -> str:
@@ -486,7 +486,7 @@ def published_table(
     "Published figures of a data set by ids alone, and how far the best model here is from each"
     quoted = read_records(path or workspace().root / "bench/results/published.jsonl")
     quoted = sorted((row for row in quoted if row["dataset"] == dataset), key=lambda row: -row[metrics[0]])
-    ours = strict(table, dataset)
+    ours = _with_names(strict(table, dataset))
     ours = ours[~ours["model"].isin(_WITH_TEXT)]
     if not quoted or ours.empty:
         return None
@@ -594,6 +594,7 @@ class Study:
 
 # %% ../nbs/api/90_study.ipynb #0cf97538
 _TABLES = ("runs.jsonl", "tests.jsonl")  # of records, of comparisons
+_BESIDE = {"small": ("small", "wide")}  # presets that one table shows
 
 
 def _stands_in(asked: TrainParameters, shipped: list[dict]) -> bool:
@@ -624,7 +625,8 @@ def open_study(
     if asked.minutes:
         compare_recorded([run for run in runs if run not in left], both, tests, folder)
     sets, how = listed(asked.datasets), (asked.preset, asked.protocol, _more_data(runs[0].deciding()) if runs else "")
-    alike = lambda one: (one["preset"], one["protocol"], _more_data(one["params"])) == how
+    presets = _BESIDE.get(asked.preset, (asked.preset,))
+    alike = lambda one: one["preset"] in presets and (one["protocol"], _more_data(one["params"])) == how[1:]
     theirs = read_comparisons(shipped_tests, sets, *how) if shipped else {}
     found = [one for one in both if one["dataset"] in sets and alike(one)]
     comparisons = _with_shipped(read_comparisons(tests, sets, *how), theirs)
