@@ -222,7 +222,7 @@ def test_one_number_has_one_interval(dataset, model):
 
 def test_figures_of_other_weights_are_made_anew(data, tmp_path):
     "A report made before the last epochs does not become the record of the finished run"
-    asked = TrainParameters(dataset=str(data), preset="tiny", epochs=2, device="cpu")
+    asked = TrainParameters(dataset=str(data), model="item_lm", preset="tiny", epochs=2, device="cpu")
     job = open_job(asked, tmp_path)
     job.report(job.train(minutes=1e-9, verbose=False))  # as train.ipynb -p max_minutes does
     early = json.loads((job.folder / "metrics.json").read_text())
