@@ -73,5 +73,5 @@ if __name__ == "__main__":
     stated = figures(compared(dataset, preset, ties, networks), prefix)
     if ties == "shuffled" and networks == NETWORKS:
         stated[f"{prefix}_gain_p"] = whole(stated, prefix)
-    record("record", stated, NOTES)
+    record("record", stated, NOTES, anywhere=True)
     print(json.dumps(stated, indent=1))

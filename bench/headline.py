@@ -72,5 +72,5 @@ if __name__ == "__main__":
     stated = beauty()
     for dataset, preset in SETS.items():
         stated |= figures(dataset, preset)
-    record("record", stated, NOTES)
+    record("record", stated, NOTES, anywhere=True)
     print(json.dumps(stated, indent=1))

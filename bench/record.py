@@ -32,14 +32,17 @@ def record(
     figures: dict,  # key -> number
     notes: str = "",  # What was measured and how
     packages: tuple = PACKAGES,  # Whose versions to state
+    anywhere: bool = False,  # What is measured is no matter of the machine: figures of another one stay, and say whose they are
 ) -> Path:
     "Add `figures` to the topic's file; those of another machine are dropped first, those of another commit say so"
-    old = load(topic) if load(topic).get("machine") == machine() else {}
-    here = {"commit": commit(), "date": datetime.now(UTC).date().isoformat()}
+    old = load(topic) if anywhere or load(topic).get("machine") == machine() else {}
+    here = {"commit": commit(), "date": datetime.now(UTC).date().isoformat()} | ({"cpu": cpu_name()} if anywhere else {})
     rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in figures.items()}
+    before, measured = old.get("figures", {}), old.get("measured", {})
+    new = [key for key in rounded if not (anywhere and key in before and before[key] == rounded[key])]
     result = {
-        "figures": old.get("figures", {}) | rounded,
-        "measured": old.get("measured", {}) | dict.fromkeys(figures, here),
+        "figures": before | rounded,
+        "measured": measured | dict.fromkeys(new, here),
         **here,
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},

@@ -59,6 +59,17 @@ def test_recorded_results(file):
     assert result["figures"] and all(isinstance(v, int | float) for v in result["figures"].values())
 
 
+def test_figures_that_no_machine_decides_stay(results, monkeypatch):
+    "And one that is found again keeps its day and its machine"
+    for cpu, figures in (("one", {"a": 1, "b": 2}), ("another", {"a": 1, "b": 3, "c": 4})):
+        monkeypatch.setattr(bench, "cpu_name", lambda cpu=cpu: cpu)
+        monkeypatch.setattr(bench, "machine", lambda cpu=cpu: {"cpu": cpu})
+        bench.record("topic", figures, anywhere=True)
+    kept = bench.load("topic")
+    assert kept["figures"] == {"a": 1, "b": 3, "c": 4}
+    assert [kept["measured"][key]["cpu"] for key in "abc"] == ["one", "another", "another"]
+
+
 RUN = ("dataset", "model", "preset", "protocol", "ties", "seed")
 RUN_KEYS = {*RUN, "format", "date", "machine", "versions", "params", "fit", "epochs", "log", "seconds", "data", "results", "parameters"}
 RUN_KEYS |= {"recommendation"}
