@@ -11,6 +11,7 @@ from record import load, reached, record, runs
 
 SETS = {"beauty": "small", "toys": "small", "sports": "small", "ml-1m": "long_history"}  # and the preset of each
 ROWS = {"single": "item_lm", "sasrec": "sasrec_ce", "knn": "sequential_knn"}
+WIDE = {"wide": "item_lm", "sasrec_wide": "sasrec_ce"}  # the same with the preset of that name
 BEST = {  # the best one by validation
     "id": ("item_lm_knn", "item_lm_full", "item_lm_sasrec_full"),
     "text": ("hierarchy", "item_plus_text", "hierarchy_knn", "hierarchy_full"),
@@ -19,7 +20,8 @@ NOTES = (
     "Test part, strict leave-one-out, whole catalogue ranked, seen items dropped, ties as in the file; mean over the seeds in _seeds. id: "
     "the best on the validation part of ItemLM mixed with sequential neighbours, of item_lm_full, several networks with neighbours and time"
     " prior, and of item_lm_sasrec_full, ItemLM and SASRec likewise (the prior counts other users' later events, as leave-one-out permits);"
-    " its networks may have been trained apart, seed by seed, and count as one model then. single: ItemLM, one network. text: the best on "
+    " its networks may have been trained apart, seed by seed, and count as one model then; each in the presets small and wide. single: "
+    "ItemLM, one network; wide, sasrec_wide: one network of ItemLM and of SASRec at width 128. text: the best on "
     "the validation part of hierarchy, item + text, hierarchy with neighbours, and hierarchy and item tokens with neighbours and time "
     "prior. refit: ItemLM with neighbours, chosen strictly and then trained anew on training and validation events for as many steps: to be"
     " held against no strict figure. sasrec: SASRec with full cross-entropy, from random rows. knn: sequential item kNN. beauty_id_sd: "
@@ -36,20 +38,21 @@ def of(dataset: str, model: str, preset: str, apart: bool = False) -> list[dict]
     return [run for run in found if "refit" not in run["params"] and (apart or "apart" not in run["params"])]
 
 
-def best(dataset: str, models: tuple[str, ...], preset: str) -> list[dict]:
+def best(dataset: str, models: tuple[str, ...], presets: tuple[str, ...]) -> list[dict]:
     "The runs of the model that is ahead on the validation part, in the mean over its seeds; networks trained apart are a model"
     kinds: dict[tuple, list[dict]] = {}
-    for run in (run for model in models for run in of(dataset, model, preset, apart=True)):
-        kinds.setdefault((run["model"], run["params"].get("apart")), []).append(run)
+    for run in (run for preset in presets for model in models for run in of(dataset, model, preset, apart=True)):
+        kinds.setdefault((run["model"], run["preset"], run["params"].get("apart")), []).append(run)
     return max(kinds.values(), key=lambda found: mean(reached(run, "ndcg@10", "valid") for run in found), default=[])
 
 
 def figures(dataset: str, preset: str) -> dict[str, float]:
     "What is stated of a data set"
     known = {}
-    size = {"text": "small"}  # was the preset of every model that reads texts
+    sizes = {"id": (preset, "wide"), "text": ("small", "wide")}  # small was the preset of every model that reads texts
     found = {name: of(dataset, model, preset) for name, model in ROWS.items()}
-    found |= {name: best(dataset, models, size.get(name, preset)) for name, models in BEST.items()}
+    found |= {name: of(dataset, model, "wide") for name, model in WIDE.items()}
+    found |= {name: best(dataset, models, sizes[name]) for name, models in BEST.items()}
     found["refit"] = [run for run in runs(dataset=dataset, model="item_lm_knn", preset=preset, ties="as_is") if run["params"].get("refit")]
     for name, chosen in found.items():
         if chosen:
@@ -61,7 +64,7 @@ def figures(dataset: str, preset: str) -> dict[str, float]:
 def beauty() -> dict[str, float]:
     "What is stated of Beauty alone"
     seconds = lambda run: run["seconds"]["fit"] + run["seconds"].get("evaluate", 0)
-    best_of_ids, mixed = best("beauty", BEST["id"], "small"), of("beauty", "item_lm_knn", "small")
+    best_of_ids, mixed = best("beauty", BEST["id"], ("small", "wide")), of("beauty", "item_lm_knn", "small")
     found = {"beauty_id_sd": stdev(reached(run, "ndcg@10") for run in mixed)} if len(mixed) > 1 else {}
     found |= {"beauty_id_seconds": mean(map(seconds, best_of_ids))} if best_of_ids else {}
     command = load("main_job")["figures"]
