@@ -2,6 +2,7 @@
 
 python bench/gain.py toys                        # ties as in the file; trains what has no run here
 python bench/gain.py toys shuffled               # the order of equal times drawn by the seed
+python bench/gain.py toys wide                   # both networks at width 128
 python bench/gain.py ml-1m long_history shuffled
 python bench/gain.py ml-1m long_history item_lm  # without SASRec, which takes hours there: beside counting alone
 """
@@ -22,7 +23,8 @@ NOTES = (
     "gain_over_knn: ItemLM with neighbours (one network) minus SASRec with full cross-entropy from random rows, minus the same SASRec with "
     "the same neighbours, and minus the better of the two sequential kNNs; single_gain_over_sasrec: ItemLM alone minus SASRec alone; _lo, "
     "_hi: 95 % bootstrap interval over users; _p: paired test over users, Holm's correction over all pairs of the six models, or of the "
-    "four without SASRec where its figures are missing. shuffled: ties in time in an order drawn by the seed, the same for every model; "
+    "four without SASRec where its figures are missing. wide: both networks at width 128. shuffled: ties in time "
+    "in an order drawn by the seed, the same for every model; "
     "_shuffled_gain_p: the larger p of the gains over SASRec and over kNN, 1 where one of them is no gain."
 )
 
@@ -32,7 +34,8 @@ def compared(dataset: str, preset: str, ties: str, networks: tuple[str, ...] = N
     for network in networks:
         neighbours.both(dataset, network, 0, preset, ties)
     names = [*networks, *(f"{network}_knn" for network in networks), *COUNTED]
-    asked = {name: neighbours.asked(dataset, name, preset, 0, ties) for name in names}
+    size = lambda name: "small" if name in COUNTED and preset == "wide" else preset  # counts have no width
+    asked = {name: neighbours.asked(dataset, name, size(name), 0, ties) for name in names}
     for name in COUNTED:
         neighbours.trained(asked[name])
     return compare({name: find_job(params).folder for name, params in asked.items()}, metrics=(METRIC,))
@@ -69,7 +72,7 @@ if __name__ == "__main__":
     ties = "shuffled" if "shuffled" in words else "as_is"
     networks = tuple(word for word in words if word in NETWORKS) or NETWORKS
     preset = next((word for word in words if word not in ("shuffled", *NETWORKS)), "small")
-    prefix = f"{dataset}_shuffled" if ties == "shuffled" else dataset
+    prefix = dataset + "_wide" * (preset == "wide") + "_shuffled" * (ties == "shuffled")
     stated = figures(compared(dataset, preset, ties, networks), prefix)
     if ties == "shuffled" and networks == NETWORKS:
         stated[f"{prefix}_gain_p"] = whole(stated, prefix)
