@@ -36,13 +36,13 @@ def record(
 ) -> Path:
     "Add `figures` to the topic's file; those of another machine are dropped first, those of another commit say so"
     old = load(topic) if anywhere or load(topic).get("machine") == machine() else {}
-    here = {"commit": commit(), "date": datetime.now(UTC).date().isoformat()} | ({"cpu": cpu_name()} if anywhere else {})
+    here = {"commit": commit(), "date": datetime.now(UTC).date().isoformat()}
     rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in figures.items()}
     before, measured = old.get("figures", {}), old.get("measured", {})
     new = [key for key in rounded if not (anywhere and key in before and before[key] == rounded[key])]
     result = {
         "figures": before | rounded,
-        "measured": measured | dict.fromkeys(new, here),
+        "measured": measured | dict.fromkeys(new, here | ({"cpu": cpu_name()} if anywhere else {})),
         **here,
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
