@@ -39,6 +39,8 @@ def record(
     here = {"commit": commit(), "date": datetime.now(UTC).date().isoformat()}
     rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in figures.items()}
     before, measured = old.get("figures", {}), old.get("measured", {})
+    if anywhere:
+        measured = {key: {"cpu": old["machine"]["cpu"]} | at for key, at in measured.items()}
     new = [key for key in rounded if not (anywhere and key in before and before[key] == rounded[key])]
     result = {
         "figures": before | rounded,

@@ -61,12 +61,13 @@ def test_recorded_results(file):
 
 def test_figures_that_no_machine_decides_stay(results, monkeypatch):
     "And one that is found again keeps its day and its machine"
-    for cpu, figures in (("one", {"a": 1, "b": 2}), ("another", {"a": 1, "b": 3, "c": 4})):
+    for cpu, figures, anywhere in (("one", {"a": 1, "b": 2}, False), ("another", {"a": 1, "b": 3, "c": 4}, True)):
         monkeypatch.setattr(bench, "cpu_name", lambda cpu=cpu: cpu)
         monkeypatch.setattr(bench, "machine", lambda cpu=cpu: {"cpu": cpu})
-        bench.record("topic", figures, anywhere=True)
+        bench.record("topic", figures, anywhere=anywhere)
     kept = bench.load("topic")
     assert kept["figures"] == {"a": 1, "b": 3, "c": 4}
+    assert set(kept["machine"].values()) == {"another"}
     assert [kept["measured"][key]["cpu"] for key in "abc"] == ["one", "another", "another"]
 
 

@@ -66,7 +66,7 @@ def named(
     return found
 
 # %% ../../nbs/api/models/37_presets.ipynb #cb7fca96
-SIZES = ("small", "wide", "long_history", "tiny")
+SIZES = {"small": small, "wide": wide, "long_history": long_history, "tiny": tiny}  # and ItemLM's recipe of each
 
 
 def trains(recipe: TrainingConfig) -> bool:
@@ -102,6 +102,8 @@ _FAMILY = {  # sizes of its own; what each name makes of one
     "item_lm_full": lambda own: with_neighbours(ensemble(own), time_prior=None),
 }
 
+_VARIANTS = {"wide": _wide_variant, "long_history": _long_variant, "tiny": _tiny_variant}  # of the others; small is what they are
+
 
 def preset(
     model: str,  # of `MODELS`, or "module:function" that returns a recipe
@@ -115,10 +117,10 @@ def preset(
     if model not in MODELS and ":" not in model:
         raise ValueError(f"there is no model {model!r}: it is one of {', '.join(MODELS)}, or your own as module:function")
     if model in _FAMILY:
-        return _FAMILY[model]({"small": small, "wide": wide, "long_history": long_history, "tiny": tiny}[size]())
+        return _FAMILY[model](SIZES[size]())
     recipe = MODELS[model]() if model in MODELS else named(model, "preset")()
     if not isinstance(recipe, TrainingConfig):
         raise ValueError(f"preset {model!r} must return a TrainingConfig; it returned {type(recipe).__name__}")
     if model == "text_beam" and size == "long_history":
         raise ValueError("there is no preset 'long_history' for text_beam: its reach is counted in codes; use small")
-    return {"small": lambda own: own, "wide": _wide_variant, "long_history": _long_variant, "tiny": _tiny_variant}[size](recipe)
+    return _VARIANTS[size](recipe) if size in _VARIANTS else recipe
