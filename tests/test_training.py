@@ -120,16 +120,29 @@ def test_a_lock_dies_with_its_owner(tmp_path):
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def test_same_numbers_as_recorded():
+@pytest.fixture
+def one_thread():
+    "Sums of several threads round otherwise"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_same_numbers_as_recorded(one_thread):
     "The default preset on the set that ships, first epoch: what it was when it was recorded."
-    recorded = json.loads((ROOT / "tests/reference.json").read_text())["ml-latest-small, small(), seed 0"]
+    recorded = json.loads((ROOT / "tests/reference.json").read_text())
+    known = [recorded["ml-latest-small, small(), seed 0"]]
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":  # its kernels draw and round otherwise; those of Intel's and AMD's differ
+        known.append(recorded["ml-latest-small, small(), seed 0, AVX-512 (Intel Xeon)"])
     parts = split(load_dataset("ml-latest-small"))
     tokenizer = ItemTokenizer.from_split(parts)
     rec = Recommender.from_split(initial_model(small(), parts, tokenizer), tokenizer, parts)
     run = Trainer(rec, parts, sized(small(), tokenizer), verbose=False)
     run.train_epoch()
+    nearest = min(known, key=lambda log: abs(log[0]["recall@10"] - run.progress.log[0]["recall@10"]))
     for name, tolerance in (("loss", 1e-3), ("ndcg@10", 2e-3), ("recall@10", 4e-3)):
-        assert run.progress.log[0][name] == pytest.approx(recorded[0][name], abs=tolerance), name
+        assert run.progress.log[0][name] == pytest.approx(nearest[0][name], abs=tolerance), name
 
 
 def test_a_run_can_be_prepared_again_from_its_folder(parts, tmp_path):
