@@ -1,8 +1,9 @@
-"""Is ItemLM's gain over SASRec, and over counting, more than chance? One seed of each, with and without neighbours, paired over users.
+"""Is ItemLM's gain over SASRec, and over counting, more than chance? With and without neighbours, paired over users.
 
 python bench/gain.py toys                        # ties as in the file; trains what has no run here
 python bench/gain.py toys shuffled               # the order of equal times drawn by the seed
 python bench/gain.py toys wide                   # both networks at width 128
+python bench/gain.py toys wide 0 1 2             # a user's value is the mean over these seeds; without numbers it is seed 0
 python bench/gain.py ml-1m long_history shuffled
 python bench/gain.py ml-1m long_history item_lm  # without SASRec, which takes hours there: beside counting alone
 """
@@ -19,26 +20,27 @@ from itemlm.jobs import find_job
 NETWORKS, COUNTED = ("item_lm", "sasrec_ce"), ("sequential_knn", "symmetric_knn")
 METRIC = "ndcg@10"
 NOTES = (
-    "Seed 0 of each, strict leave-one-out, whole catalogue, seen items dropped, NDCG@10. gain_over_sasrec, gain_over_sasrec_knn, "
-    "gain_over_knn: ItemLM with neighbours (one network) minus SASRec with full cross-entropy from random rows, minus the same SASRec with "
-    "the same neighbours, and minus the better of the two sequential kNNs; single_gain_over_sasrec: ItemLM alone minus SASRec alone; _lo, "
-    "_hi: 95 % bootstrap interval over users; _p: paired test over users, Holm's correction over all pairs of the six models, or of the "
-    "four without SASRec where its figures are missing. wide: both networks at width 128. shuffled: ties in time "
-    "in an order drawn by the seed, the same for every model; "
-    "_shuffled_gain_p: the larger p of the gains over SASRec and over kNN, 1 where one of them is no gain."
+    "Seed 0 of each, or a user's mean over as many seeds of each network as _gain_seeds says; strict leave-one-out, whole catalogue, seen "
+    "items dropped, NDCG@10. gain_over_sasrec, gain_over_sasrec_knn, gain_over_knn: ItemLM with neighbours (one network) minus SASRec with "
+    "full cross-entropy from random rows, minus the same SASRec with the same neighbours, and minus the better of the two sequential kNNs; "
+    "single_gain_over_sasrec: ItemLM alone minus SASRec alone; _lo, _hi: 95 % bootstrap interval over users; _p: paired test over users, "
+    "Holm's correction over all pairs of the six models, or of the four without SASRec where its figures are missing. wide: both networks "
+    "at width 128. shuffled: ties in time in an order drawn by the seed, the same for every model; _shuffled_gain_p: the larger p of the "
+    "gains over SASRec and over kNN, 1 where one of them is no gain."
 )
 
 
-def compared(dataset: str, preset: str, ties: str, networks: tuple[str, ...] = NETWORKS) -> Comparison:
+def compared(dataset: str, preset: str, ties: str, networks: tuple[str, ...] = NETWORKS, seeds: tuple[int, ...] = (0,)) -> Comparison:
     "All models on the same users"
     for network in networks:
-        neighbours.both(dataset, network, 0, preset, ties)
-    names = [*networks, *(f"{network}_knn" for network in networks), *COUNTED]
-    size = lambda name: "small" if name in COUNTED and preset == "wide" else preset  # counts have no width
-    asked = {name: neighbours.asked(dataset, name, size(name), 0, ties) for name in names}
-    for name in COUNTED:
-        neighbours.trained(asked[name])
-    return compare({name: find_job(params).folder for name, params in asked.items()}, metrics=(METRIC,))
+        for seed in seeds:
+            neighbours.both(dataset, network, seed, preset, ties)
+    counted = {name: [neighbours.asked(dataset, name, "small" if preset == "wide" else preset, 0, ties)] for name in COUNTED}
+    for [params] in counted.values():  # they have no width, and no seed
+        neighbours.trained(params)
+    names = [*networks, *(f"{network}_knn" for network in networks)]
+    asked = {name: [neighbours.asked(dataset, name, preset, seed, ties) for seed in seeds] for name in names} | counted
+    return compare({name: [find_job(params).folder for params in several] for name, several in asked.items()}, metrics=(METRIC,))
 
 
 def gain(found: Comparison, name: str, model: str, other: str) -> dict[str, float]:
@@ -71,9 +73,10 @@ if __name__ == "__main__":
     dataset, *words = sys.argv[1:] or ["beauty"]
     ties = "shuffled" if "shuffled" in words else "as_is"
     networks = tuple(word for word in words if word in NETWORKS) or NETWORKS
-    preset = next((word for word in words if word not in ("shuffled", *NETWORKS)), "small")
+    seeds = tuple(int(word) for word in words if word.isdigit()) or (0,)
+    preset = next((word for word in words if word not in ("shuffled", *NETWORKS) and not word.isdigit()), "small")
     prefix = dataset + "_wide" * (preset == "wide") + "_shuffled" * (ties == "shuffled")
-    stated = figures(compared(dataset, preset, ties, networks), prefix)
+    stated = figures(compared(dataset, preset, ties, networks, seeds), prefix) | {f"{prefix}_gain_seeds": len(seeds)}
     if ties == "shuffled" and networks == NETWORKS:
         stated[f"{prefix}_gain_p"] = whole(stated, prefix)
     record("record", stated, NOTES, anywhere=True)

@@ -10,9 +10,11 @@ from statistics import mean, stdev
 from record import load, reached, record, runs
 
 SETS = {"beauty": "small", "toys": "small", "sports": "small", "ml-1m": "long_history"}  # and the preset of each
-ROWS = {"single": "item_lm", "sasrec": "sasrec_ce", "knn": "sequential_knn"}
+NARROW = {"narrow": "item_lm", "sasrec_narrow": "sasrec_ce", "knn": "sequential_knn"}
 WIDE = {"wide": "item_lm", "sasrec_wide": "sasrec_ce"}  # the same with the preset of that name
 BEST = {  # the best one by validation
+    "single": ("item_lm",),
+    "sasrec": ("sasrec_ce",),
     "id": ("item_lm_knn", "item_lm_full", "item_lm_sasrec_full"),
     "text": ("hierarchy", "item_plus_text", "hierarchy_knn", "hierarchy_full"),
 }
@@ -20,11 +22,12 @@ NOTES = (
     "Test part, strict leave-one-out, whole catalogue ranked, seen items dropped, ties as in the file; mean over the seeds in _seeds. id: "
     "the best on the validation part of ItemLM mixed with sequential neighbours, of item_lm_full, several networks with neighbours and time"
     " prior, and of item_lm_sasrec_full, ItemLM and SASRec likewise (the prior counts other users' later events, as leave-one-out permits);"
-    " its networks may have been trained apart, seed by seed, and count as one model then; each in the presets small and wide. single: "
-    "ItemLM, one network; wide, sasrec_wide: one network of ItemLM and of SASRec at width 128. text: the best on "
+    " its networks may have been trained apart, seed by seed, and count as one model then; each in the presets small and wide. single, "
+    "sasrec: one network of ItemLM, and of SASRec with full cross-entropy from random rows, each at the width that is ahead on the "
+    "validation part; narrow, sasrec_narrow: at width 64; wide, sasrec_wide: at 128. text: the best on "
     "the validation part of hierarchy, item + text, hierarchy with neighbours, and hierarchy and item tokens with neighbours and time "
     "prior. refit: ItemLM with neighbours, chosen strictly and then trained anew on training and validation events for as many steps: to be"
-    " held against no strict figure. sasrec: SASRec with full cross-entropy, from random rows. knn: sequential item kNN. beauty_id_sd: "
+    " held against no strict figure. knn: sequential item kNN. beauty_id_sd: "
     "between three seeds of ItemLM mixed with neighbours. _seconds: one thread, all networks one after another, other work beside; those of"
     " the mixture of one network lack the mixing, 17 s on Beauty, measured once. beauty_default: what `make train DATASET=beauty` "
     "trains, ItemLM with neighbours, mean over seeds 0, 1, 2; its seconds from command to report, median, nothing beside (main_job.json). "
@@ -49,10 +52,10 @@ def best(dataset: str, models: tuple[str, ...], presets: tuple[str, ...]) -> lis
 def figures(dataset: str, preset: str) -> dict[str, float]:
     "What is stated of a data set"
     known = {}
-    sizes = {"id": (preset, "wide"), "text": ("small", "wide")}  # small was the preset of every model that reads texts
-    found = {name: of(dataset, model, preset) for name, model in ROWS.items()}
+    sizes = {"text": ("small", "wide")}  # small was the preset of every model that reads texts
+    found = {name: of(dataset, model, preset) for name, model in NARROW.items()}
     found |= {name: of(dataset, model, "wide") for name, model in WIDE.items()}
-    found |= {name: best(dataset, models, sizes[name]) for name, models in BEST.items()}
+    found |= {name: best(dataset, models, sizes.get(name, (preset, "wide"))) for name, models in BEST.items()}
     found["refit"] = [run for run in runs(dataset=dataset, model="item_lm_knn", preset=preset, ties="as_is") if run["params"].get("refit")]
     for name, chosen in found.items():
         if chosen:

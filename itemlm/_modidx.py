@@ -1752,6 +1752,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'itemlm.models.neural.sasrec_bce': ('api/models/neural.html#sasrec_bce', 'itemlm/models/neural.py')},
             'itemlm.models.presets': { 'itemlm.models.presets._long_variant': ( 'api/models/presets.html#_long_variant',
                                                                                 'itemlm/models/presets.py'),
+                                       'itemlm.models.presets._side_by_side': ( 'api/models/presets.html#_side_by_side',
+                                                                                'itemlm/models/presets.py'),
                                        'itemlm.models.presets._tiny_variant': ( 'api/models/presets.html#_tiny_variant',
                                                                                 'itemlm/models/presets.py'),
                                        'itemlm.models.presets._wide_variant': ( 'api/models/presets.html#_wide_variant',

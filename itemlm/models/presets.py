@@ -23,6 +23,11 @@ from .text.generative import text_beam
 from .text.rows import hierarchy, item_plus_text
 
 # %% ../../nbs/api/models/37_presets.ipynb #324dcd00
+def _side_by_side(one: TrainingConfig, other: TrainingConfig) -> TrainingConfig:
+    "Networks of two kinds as one model, trained as the first is, with neighbours and time prior"
+    return with_neighbours(ensemble(one, 1, beside=other.model), time_prior=None)
+
+
 MODELS = {
     "item_lm": small,
     "item_lm_knn": item_lm_knn,
@@ -36,13 +41,13 @@ MODELS = {
     "gru4rec_ce": gru4rec,
     "sasrec_ce": sasrec,
     "sasrec_ce_knn": lambda: with_neighbours(sasrec()),
-    "item_lm_sasrec_full": lambda: with_neighbours(ensemble(small(), 1, beside=sasrec().model), time_prior=None),
+    "item_lm_sasrec_full": lambda: _side_by_side(small(), sasrec()),
     "sasrec_bce": sasrec_bce,
     "bert4rec": bert4rec,
     "hstu": hstu,
     "hierarchy": hierarchy,
     "hierarchy_knn": lambda: with_neighbours(hierarchy()),
-    "hierarchy_full": lambda: with_neighbours(ensemble(hierarchy(), 1, beside=small().model), time_prior=None),
+    "hierarchy_full": lambda: _side_by_side(hierarchy(), small()),
     "item_plus_text": item_plus_text,
     "text_beam": text_beam,
     "content_knn": content_knn,
@@ -102,6 +107,8 @@ _FAMILY = {  # sizes of its own; what each name makes of one
     "item_lm_full": lambda own: with_neighbours(ensemble(own), time_prior=None),
 }
 
+_KINDS = {"item_lm_sasrec_full": ("item_lm", "sasrec_ce"), "hierarchy_full": ("hierarchy", "item_lm")}  # each in its own size
+
 _VARIANTS = {"wide": _wide_variant, "long_history": _long_variant, "tiny": _tiny_variant}  # of the others; small is what they are
 
 
@@ -118,6 +125,8 @@ def preset(
         raise ValueError(f"there is no model {model!r}: it is one of {', '.join(MODELS)}, or your own as module:function")
     if model in _FAMILY:
         return _FAMILY[model](SIZES[size]())
+    if model in _KINDS:
+        return _side_by_side(*(preset(kind, size) for kind in _KINDS[model]))
     recipe = MODELS[model]() if model in MODELS else named(model, "preset")()
     if not isinstance(recipe, TrainingConfig):
         raise ValueError(f"preset {model!r} must return a TrainingConfig; it returned {type(recipe).__name__}")
