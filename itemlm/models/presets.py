@@ -88,8 +88,12 @@ def _tiny_variant(recipe: TrainingConfig) -> TrainingConfig:
 
 
 def _wide_variant(recipe: TrainingConfig) -> TrainingConfig:
-    "Any recipe at the width of `wide()`; the dropout stays its own"
-    return replace(recipe, model=recipe.model.with_known(width=wide().model.width, hidden=wide().model.hidden))
+    "Any recipe at the width of `wide()`, with as much more dropout as ItemLM's has there"
+    model, own = wide().model, recipe.model
+    while hasattr(own, "network"):  # what is mixed with others
+        own = own.network
+    dropout = getattr(own, "dropout", 0.0) + model.dropout - small().model.dropout
+    return replace(recipe, model=recipe.model.with_known(width=model.width, hidden=model.hidden, dropout=round(dropout, 2)))
 
 
 def _long_variant(recipe: TrainingConfig) -> TrainingConfig:
