@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from .counting import item_knn, markov, popularity, sequential_knn, symmetric_knn
 from .ensemble import ensemble, item_lm_ensemble
-from .item_lm import long_history, small, tiny, wide
+from .item_lm import ItemLMConfig, long_history, small, tiny, wide
 from .mixture import item_lm_full, item_lm_knn, with_neighbours
 from .neural import bert4rec, gru4rec, hstu, sasrec, sasrec_bce
 from .recipe import TrainingConfig
@@ -88,12 +88,13 @@ def _tiny_variant(recipe: TrainingConfig) -> TrainingConfig:
 
 
 def _wide_variant(recipe: TrainingConfig) -> TrainingConfig:
-    "Any recipe at the width of `wide()`, with as much more dropout as ItemLM's has there"
+    "Any recipe at the width of `wide()`; a model of ItemLM's blocks takes its dropout too, another keeps its own"
     model, own = wide().model, recipe.model
     while hasattr(own, "network"):  # what is mixed with others
         own = own.network
-    dropout = getattr(own, "dropout", 0.0) + model.dropout - small().model.dropout
-    return replace(recipe, model=recipe.model.with_known(width=model.width, hidden=model.hidden, dropout=round(dropout, 2)))
+    same = isinstance(own, ItemLMConfig) and own.dropout == small().model.dropout
+    more = {"dropout": model.dropout} if same else {}
+    return replace(recipe, model=recipe.model.with_known(width=model.width, hidden=model.hidden, **more))
 
 
 def _long_variant(recipe: TrainingConfig) -> TrainingConfig:
