@@ -123,6 +123,8 @@ def pairs_of(
     if parts[0].strip():
         raise ValueError(f"{name}={text!r} must be pairs such as name=value, separated by commas")
     pairs = {key: value.strip() for key, value in zip(parts[1::2], parts[2::2])}
+    if twice := [key for key in pairs if parts[1::2].count(key) > 1]:
+        raise ValueError(f"{name}={text!r} gives {twice[0]} twice: keep one")
     quoted = {key: re.fullmatch(r"(['\"])(.*)\1", value, flags=re.S) for key, value in pairs.items()}
     return {key: ast.literal_eval(value) if quoted[key] else value for key, value in pairs.items()}
 
@@ -392,7 +394,11 @@ class RecipeParameters:
 
 def _check_seeds(seeds: str, seed: int) -> None:
     "Raise unless a text is a list of different seeds"
-    if not all(re.fullmatch(r"\d+", one) for one in listed(seeds)) or not listed(seeds) or len(set(listed(seeds))) < len(listed(seeds)):
+    if (
+        not all(re.fullmatch(r"\d+", one) for one in listed(seeds))
+        or not listed(seeds)
+        or len(set(map(int, listed(seeds)))) < len(listed(seeds))
+    ):
         raise ValueError(f"parameter seeds={seeds!r} must be different whole numbers, such as 0,1,2")
     if seed and seed != int(listed(seeds)[0]):
         raise ValueError(f"parameter seed={seed} and seeds={seeds!r} were both given: choose one of them")

@@ -25,6 +25,7 @@ from .evaluation.compare import Comparison, compare
 from .jobs import Job, find_job, open_job, opened_data, said_here
 from .metrics.ranks import ndcg, recall
 from .models.base import ModelConfig
+from .models.mixture import Mixture
 from .models.recipe import TrainingConfig
 from .parameters import DataParameters, TrainParameters, pairs_of, recipe_of, text_of_pairs
 from .serving.recommender import Recommender
@@ -90,6 +91,15 @@ def _fields_of(config: ModelConfig, prefix: str = "model.") -> dict[str, str]:
     return found
 
 
+def _makes(config: ModelConfig, field: str, value: str) -> bool:
+    "Is there such a model?"
+    try:
+        replace(config.with_known(**{field: int(value)}), n_items=8).build()
+    except ValueError:
+        return False
+    return True
+
+
 def usual_space(
     recipe: TrainingConfig,
 ) -> str:  # as `search_space` reads it
@@ -97,6 +107,8 @@ def usual_space(
     built = replace(recipe.model, n_items=recipe.model.n_items or 8).build()
     shared = {"neighbour_labels": "0.0..1.0"} if built.learns and takes_votes(built) else {}
     own = {name: _OF_MODEL[field] for name, field in _fields_of(recipe.model).items() if field in _OF_MODEL}
+    for name in (name for name in own if name.endswith("heads")):
+        own[name] = "|".join(heads for heads in own[name].split("|") if _makes(recipe.model, "heads", heads)) or "1"
     if not own and not built.learns:
         raise ValueError(f"{type(recipe.model).model_class.__name__} has nothing to search: give parameter space")
     return ", ".join(f"{name}={said}" for name, said in ((_OF_RECIPE if built.learns else {}) | shared | own).items())
@@ -242,7 +254,8 @@ def try_values(
             return None
         log = rec.log or [_counted_row(rec, self.parts)]
     best = max(log, key=lambda row: row["ndcg@10"])
-    figures = {name: best[name] for name in ("ndcg@10", "recall@10")}
+    mixed = state == "complete" and isinstance(rec.model, Mixture)  # whose log is the network's
+    figures = {name: (_counted_row(rec, self.parts) if mixed else best)[name] for name in ("ndcg@10", "recall@10")}
     return {"state": state, **figures, "epoch": best["epoch"], "epochs": log[-1]["epoch"], "seconds": log[-1]["seconds"]}
 
 # %% ../nbs/api/76_tuning.ipynb #fa26ffd2

@@ -678,6 +678,10 @@ def known_form(
     return None
 
 # %% ../../nbs/api/data/10_readers.ipynb #3d0020e4
+def _quotes(text: str) -> int:
+    return text.count("'") + text.count('"')
+
+
 def _as_list(value: object, blanks: bool) -> list:
     "A cell that holds several values: a list, a list as text, or words between blanks, commas or bars"
     if isinstance(value, list | tuple | np.ndarray):
@@ -686,9 +690,13 @@ def _as_list(value: object, blanks: bool) -> list:
         return [] if value is None or value != value else [value]
     if value.strip().startswith("["):
         try:
-            return list(ast.literal_eval(value.strip()))
+            found = list(ast.literal_eval(value.strip()))
         except (SyntaxError, ValueError):
-            return re.findall(r"[^\s\[\],'\"]+", value)  # as NumPy prints
+            return re.findall(r"[^\s\[\],'\"]+", value)  # as NumPy prints numbers
+        texts = [one for one in found if isinstance(one, str)]
+        if _quotes(value) > 2 * len(texts) + sum(map(_quotes, texts)):  # as NumPy prints texts: Python joins 'a' 'b'
+            return [single or double for single, double in re.findall(r"'([^']*)'|\"([^\"]*)\"", value)]
+        return found
     return (value.split() if blanks else re.split(r"[\s,|]+", value.strip())) if value.strip() else []
 
 
