@@ -268,6 +268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'itemlm.data.readers._part_files': ('api/data/readers.html#_part_files', 'itemlm/data/readers.py'),
                                      'itemlm.data.readers._path_of': ('api/data/readers.html#_path_of', 'itemlm/data/readers.py'),
                                      'itemlm.data.readers._presplit': ('api/data/readers.html#_presplit', 'itemlm/data/readers.py'),
+                                     'itemlm.data.readers._printed_list': ('api/data/readers.html#_printed_list', 'itemlm/data/readers.py'),
                                      'itemlm.data.readers._quotes': ('api/data/readers.html#_quotes', 'itemlm/data/readers.py'),
                                      'itemlm.data.readers._raw_items': ('api/data/readers.html#_raw_items', 'itemlm/data/readers.py'),
                                      'itemlm.data.readers._read_100k': ('api/data/readers.html#_read_100k', 'itemlm/data/readers.py'),

@@ -25,7 +25,6 @@ from .evaluation.compare import Comparison, compare
 from .jobs import Job, find_job, open_job, opened_data, said_here
 from .metrics.ranks import ndcg, recall
 from .models.base import ModelConfig
-from .models.mixture import Mixture
 from .models.recipe import TrainingConfig
 from .parameters import DataParameters, TrainParameters, pairs_of, recipe_of, text_of_pairs
 from .serving.recommender import Recommender
@@ -254,7 +253,7 @@ def try_values(
             return None
         log = rec.log or [_counted_row(rec, self.parts)]
     best = max(log, key=lambda row: row["ndcg@10"])
-    mixed = state == "complete" and isinstance(rec.model, Mixture)  # whose log is the network's
+    mixed = state == "complete" and rec.model.recounts  # the log is of the network alone
     figures = {name: (_counted_row(rec, self.parts) if mixed else best)[name] for name in ("ndcg@10", "recall@10")}
     return {"state": state, **figures, "epoch": best["epoch"], "epochs": log[-1]["epoch"], "seconds": log[-1]["seconds"]}
 

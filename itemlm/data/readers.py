@@ -677,11 +677,23 @@ def known_form(
             return {"name": name, "columns": list(form)}
     return None
 
-# %% ../../nbs/api/data/10_readers.ipynb #3d0020e4
+# %% ../../nbs/api/data/10_readers.ipynb #0f1af4f4
 def _quotes(text: str) -> int:
     return text.count("'") + text.count('"')
 
 
+def _printed_list(text: str) -> list:
+    "What Python or NumPy has printed in square brackets"
+    try:
+        found = list(ast.literal_eval(text))
+    except (SyntaxError, ValueError):
+        return re.findall(r"[^\s\[\],'\"]+", text)  # NumPy's numbers
+    texts = [one for one in found if isinstance(one, str)]
+    if _quotes(text) > 2 * len(texts) + sum(map(_quotes, texts)):  # NumPy's texts: Python takes 'a' 'b' for one
+        return [single or double for single, double in re.findall(r"'([^']*)'|\"([^\"]*)\"", text)]
+    return found
+
+# %% ../../nbs/api/data/10_readers.ipynb #3d0020e4
 def _as_list(value: object, blanks: bool) -> list:
     "A cell that holds several values: a list, a list as text, or words between blanks, commas or bars"
     if isinstance(value, list | tuple | np.ndarray):
@@ -689,14 +701,7 @@ def _as_list(value: object, blanks: bool) -> list:
     if not isinstance(value, str):
         return [] if value is None or value != value else [value]
     if value.strip().startswith("["):
-        try:
-            found = list(ast.literal_eval(value.strip()))
-        except (SyntaxError, ValueError):
-            return re.findall(r"[^\s\[\],'\"]+", value)  # as NumPy prints numbers
-        texts = [one for one in found if isinstance(one, str)]
-        if _quotes(value) > 2 * len(texts) + sum(map(_quotes, texts)):  # as NumPy prints texts: Python joins 'a' 'b'
-            return [single or double for single, double in re.findall(r"'([^']*)'|\"([^\"]*)\"", value)]
-        return found
+        return _printed_list(value.strip())
     return (value.split() if blanks else re.split(r"[\s,|]+", value.strip())) if value.strip() else []
 
 

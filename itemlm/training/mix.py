@@ -36,9 +36,7 @@ def mix(
 ) -> Recommender:
     "The same recommender with sequential neighbours mixed in"
     if (rec.data.get("training") or parts.protocol.get("training")) and (not weight or time_prior is None):
-        raise ValueError(
-            "a refit has learnt the validation part: give weight and time_prior, as the strictly trained network has them"
-        )
+        raise ValueError("a refit has learnt the validation part: give weight and time_prior, as the strictly trained network has them")
     tokenizer = _tokenizer_of(parts, rec)
     chosen = dict(neighbours=neighbours or SequentialKNN.Config(), weight=weight, time_prior=time_prior)
     config = MixtureConfig(network=rec.model.config, n_items=rec.n_items, n_special=tokenizer.n_special, **chosen)
