@@ -394,13 +394,10 @@ class RecipeParameters:
 
 def _check_seeds(seeds: str, seed: int) -> None:
     "Raise unless a text is a list of different seeds"
-    if (
-        not all(re.fullmatch(r"\d+", one) for one in listed(seeds))
-        or not listed(seeds)
-        or len(set(map(int, listed(seeds)))) < len(listed(seeds))
-    ):
+    known = listed(seeds)
+    if not known or not all(re.fullmatch(r"\d+", one) for one in known) or len(set(map(int, known))) < len(known):
         raise ValueError(f"parameter seeds={seeds!r} must be different whole numbers, such as 0,1,2")
-    if seed and seed != int(listed(seeds)[0]):
+    if seed and seed != int(known[0]):
         raise ValueError(f"parameter seed={seed} and seeds={seeds!r} were both given: choose one of them")
 
 # %% ../nbs/api/74_parameters.ipynb #05e9caad

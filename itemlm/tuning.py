@@ -253,8 +253,9 @@ def try_values(
             return None
         log = rec.log or [_counted_row(rec, self.parts)]
     best = max(log, key=lambda row: row["ndcg@10"])
-    mixed = state == "complete" and rec.model.recounts  # the log is of the network alone
-    figures = {name: (_counted_row(rec, self.parts) if mixed else best)[name] for name in ("ndcg@10", "recall@10")}
+    if state == "complete" and rec.log and rec.model.recounts:  # the log is of the network alone
+        best = best | {name: value for name, value in _counted_row(rec, self.parts).items() if "@" in name}
+    figures = {name: best[name] for name in ("ndcg@10", "recall@10")}
     return {"state": state, **figures, "epoch": best["epoch"], "epochs": log[-1]["epoch"], "seconds": log[-1]["seconds"]}
 
 # %% ../nbs/api/76_tuning.ipynb #fa26ffd2
