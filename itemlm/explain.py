@@ -7,7 +7,7 @@ __all__ = ['items_read', 'effects', 'because', 'what_if', 'trace', 'attention_we
 
 # %% ../nbs/api/70_explain.ipynb #51b076dc
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,10 @@ from .show import item_frame, names_of
 def items_read(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
+    most: int | None = None,  # the newest; None = as many as can change a score
 ) -> list[str]:
-    "The items of a history that the model reads: known ones, the last `max_len` of them"
-    _, places = rec.window(history)
+    "The items of a history that the model reads: known ones, as far back as it looks"
+    _, places = rec.window(history, most)
     return [history[place] for place in places]
 
 # %% ../nbs/api/70_explain.ipynb #f915bc1b
@@ -45,6 +46,17 @@ def _without_each(tokens: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:  #
     "The history, then the history without each of its different items"
     different, which = np.unique(tokens, return_inverse=True)
     return [tokens, *(tokens[tokens != token] for token in different)], which + 1
+
+# %% ../nbs/api/70_explain.ipynb #022ab84b
+def _asked_at(
+    histories: list[np.ndarray],  # B rows of tokens
+    latest: int | np.ndarray,  # (B,) Unix seconds of their newest events, or of all; 0 = not known
+) -> Sequences:
+    "Histories, and the moment at which what comes next is asked"
+    read, moments = Sequences.from_lists(histories), np.asarray(latest, np.int64)
+    if (moments < 0).any():
+        raise ValueError(f"latest={moments.min()} must be Unix seconds, or 0 where no time is known")
+    return replace(read, latest=np.broadcast_to(moments, len(read)).copy())
 
 # %% ../nbs/api/70_explain.ipynb #c1ebcf29
 @_one_thread()
@@ -103,14 +115,14 @@ class _Removals:
         return _ONE_ITEM if self.rows.max() == 1 else ""
 
 
-def _removals(rec: Recommender, history: list[str], items: list[str] | None, k: int, seen: str) -> _Removals:
+def _removals(rec: Recommender, history: list[str], items: list[str] | None, k: int, seen: str, latest: int = 0) -> _Removals:
     "Take out each different item of a history"
     tokens, places = rec.window(history)
     histories, removed = _without_each(tokens)
     with rec.model.cached_item_table():
-        scores = rec.scores(Sequences.from_lists(histories[:1]))
+        scores = rec.scores(_asked_at(histories[:1], latest))
         columns = _best_columns(rec, history, scores[0], k, seen) if items is None else _columns_of(rec, items)
-        values, sums = _few_scores(rec, Sequences.from_lists(histories), columns)
+        values, sums = _few_scores(rec, _asked_at(histories, latest), columns)
     if len(histories) == 2:  # without its only item: popularity, on the model's scale
         values[1], sums[1] = values[1] + sums[0] - sums[1], sums[0]
     rows = np.zeros(len(history), np.int64)
@@ -124,9 +136,10 @@ def effects(
     items: list[str] | None = None,  # raw ids to explain; None = the k best
     k: int = 10,
     seen: str = "drop",  # leave out of the k best what is in the history, or "keep" it
+    latest: int = 0,  # Unix seconds of its newest event, for models that ask when; 0 = not known
 ) -> pd.DataFrame:  # one row an item of the history, one column an item of `items`; `attrs["note"]` says what is special
     "How much of each item's score is lost when an item is taken out of the history"
-    found = _removals(rec, history, items, k, seen)
+    found = _removals(rec, history, items, k, seen, latest)
     index = pd.Index(history, name="history", dtype=object)
     table = item_frame(found.lost[found.rows], index=index, columns=rec.items.index[found.columns])
     table.attrs["note"] = found.note
@@ -168,9 +181,10 @@ def because(
     items: list[str] | None = None,  # raw ids to explain; None = the k best
     k: int = 10,
     seen: str = "drop",  # leave out of the list what is in the history, or "keep" it
+    latest: int = 0,  # Unix seconds of its newest event, for models that ask when; 0 = not known
 ) -> pd.DataFrame:  # rank, item, title, score, because, because_title, position in the history, effect, times, shares
     "Recommendations and the history item that each owes most to; none where no removal lowers its score"
-    found = _removals(rec, history, items, k, seen)
+    found = _removals(rec, history, items, k, seen, latest)
     best, each = found.lost.argmax(0), np.arange(len(found.columns))  # row 0 is 0 everywhere: nothing taken out
     last = np.full(len(found.lost), -1)
     last[found.rows] = np.arange(len(history))  # an item that occurs twice is named by its last place
@@ -207,9 +221,10 @@ def what_if(
     after: list[str],
     k: int = 10,
     seen: str = "drop",  # leave out of each list what is in its history, or "keep" it
+    latest: int = 0,  # Unix seconds of the newest event of both, for models that ask when; 0 = not known
 ) -> pd.DataFrame:  # item, title, rank_before, rank_after, score_before, score_after, change
     "The top of two histories side by side: the second list first, then what left it"
-    scores = rec.scores(Sequences.from_lists([rec.window(history)[0] for history in (before, after)]))
+    scores = rec.scores(_asked_at([rec.window(history)[0] for history in (before, after)], latest))
     old, new = (_best_columns(rec, history, row, k, seen) for history, row in zip((before, after), scores))
     columns = np.array([*new, *old[~np.isin(old, new)]], np.int64)
     ranks = _ranks_of(scores, columns, [_taken(rec, history, seen) for history in (before, after)])
@@ -244,11 +259,15 @@ def trace(
     items: list[str] | None = None,  # follow these instead of the k best
     seen: str = "drop",  # leave out of each list what was in the history by then, or "keep" it
     last: int | None = None,  # only after these many newest items; None = from the beginning
+    times: np.ndarray | None = None,  # (T,) Unix seconds of each item, for models that ask when, 0 = not known; None, or none: of all
 ) -> pd.DataFrame:  # step (0 = nothing read), read, read_title, rank, item, title, score
     "The list, or the places of some items, after each step of a history"
     rec.window(history)  # refuses what is no list
     tokens, first = rec.tokenizer.encode(history), 0 if last is None else max(0, len(history) + 1 - last)
-    steps = Sequences.from_lists([tokens[:step] for step in range(first, len(tokens) + 1)])
+    when = np.append(0, np.zeros(len(history), np.int64) if times is None or not len(times) else times)
+    if len(when) != len(history) + 1:
+        raise ValueError(f"{len(when) - 1} times for a history of {len(history)} items: give one each, or none")
+    steps = _asked_at([tokens[:step] for step in range(first, len(tokens) + 1)], when[first:])
     if items is None:
         ids, values = rec.topk(steps, _places_asked(rec, k), seen)
         ranks = np.where(ids == "", 0, np.arange(1, ids.shape[1] + 1))
@@ -264,9 +283,9 @@ def trace(
 def attention_weights(
     rec: Recommender,
     history: list[str],  # raw ids, oldest first
-) -> np.ndarray:  # (layers, H, T, T); [l, h, t, s] = how much step t looks at step s of `items_read`
+) -> np.ndarray:  # (layers, H, T, T); [l, h, t, s] = how much step t looks at step s of the newest `max_len` of `items_read`
     "Where each step of a history looks, by layer and head"
-    tokens, _ = rec.window(history)
+    tokens, _ = rec.window(history, rec.model.config.max_len)
     if not len(tokens):
         raise ValueError("no item of the history is known to the model: there is nothing to attend to; give it an item")
     found = rec.model.attention_weights(torch.from_numpy(np.asarray(tokens, np.int64)).to(rec.model.device))

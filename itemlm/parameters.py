@@ -25,7 +25,7 @@ from typing import TypeVar, get_args
 import numpy as np
 from fastcore.basics import patch
 
-from .core import flatten, optional, starting_command
+from .core import flatten, optional, starting_command, whole_number
 from .models.base import ModelConfig
 from .models.losses import LOSSES, described
 from .models.presets import MODELS, SIZES, named, preset
@@ -239,8 +239,9 @@ def job_parameters(
         plain["settings"] = text_of_pairs(pairs_of(plain.get("settings", ""), "parameter settings") | dotted)
     if plain.get("like"):
         recorded = recorded_parameters(plain.pop("like"), declared)
-        settings = pairs_of(recorded.pop("settings")) | pairs_of(plain.pop("settings", ""), "parameter settings")
-        plain = recorded | plain | {"settings": text_of_pairs(settings)}
+        given = pairs_of(plain.pop("settings", ""), "parameter settings")
+        settings = pairs_of(recorded.pop("settings")) | given
+        plain = {name: value for name, value in recorded.items() if name not in given} | plain | {"settings": text_of_pairs(settings)}
     return declared(**plain)
 
 # %% ../nbs/api/74_parameters.ipynb #0618bf19
@@ -392,6 +393,14 @@ class RecipeParameters:
     compile: bool | None = None  # torch.compile the model
 
 
+def _check_once(settings: dict[str, str], asked: dict, declared: dict) -> None:  # names -> fields
+    "Raise where a setting says otherwise than the parameter of that name"
+    for name, text in settings.items():
+        one = declared.get(name)
+        if one is not None and text != "" and asked[name] not in (one.default, setting(name, text, one.type)):
+            raise ValueError(f"parameter {name}={asked[name]!r} and settings {name}={text} were both given: keep one")
+
+
 def _check_seeds(seeds: str, seed: int) -> None:
     "Raise unless a text is a list of different seeds"
     known = listed(seeds)
@@ -407,6 +416,7 @@ class TrainParameters(RecipeParameters, DataParameters, UsualParameters):
 
     def __post_init__(self):
         settings = pairs_of(_text("settings", self.settings, {}), "parameter settings")
+        _check_once(settings, vars(self), {one.name: one for one in fields(self)})
         if self.like:
             recorded = recorded_parameters(self.like, type(self))
             settings = pairs_of(recorded.pop("settings")) | settings
@@ -415,6 +425,7 @@ class TrainParameters(RecipeParameters, DataParameters, UsualParameters):
         self._set(_settled(settings, vars(self), {one.name: one.type for one in fields(self)}))
         for one in fields(self):
             _typed(one.name, vars(self)[one.name], one.type)
+        whole_number("parameter processes", self.processes)
         if self.seeds:
             _check_seeds(self.seeds, self.seed)
         _check_choices(vars(self))

@@ -28,8 +28,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import atomic_write, flatten, read_json
+from .data.datasets import KNOWN
 from .evaluation.compare import Comparison, compare
-from .jobs import Job, find_job, open_job
+from .jobs import Job, find_job, open_job, opened_data
 from .models.presets import MODELS
 from .models.recipe import TrainingConfig
 from .parameters import DataParameters, TrainParameters, listed, pairs_of, recipe_of, text_of_pairs
@@ -196,6 +197,20 @@ def command_of(
         return f"python bench/neighbours.py {asked['dataset']} {asked['apart']}{size}"
     return "papermill nbs/train.ipynb out.ipynb" + "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in given.items())
 
+# %% ../nbs/api/90_study.ipynb #7f4d0cff
+def _short(figures: object) -> object:
+    "Figures with twelve digits, in whatever they stand"
+    if isinstance(figures, dict):
+        return {name: _short(one) for name, one in figures.items()}
+    if isinstance(figures, list):
+        return [_short(one) for one in figures]
+    return float(f"{figures:.12g}") if isinstance(figures, float) else figures
+
+
+def _shortened(record: dict) -> dict:
+    "A record with short figures; what was asked for stays as it was typed"
+    return record | {name: _short(record[name]) for name in ("results", "seconds", "recommendation") if name in record}
+
 # %% ../nbs/api/90_study.ipynb #fdb6bda0
 def append_record(
     path: str | Path,
@@ -207,7 +222,7 @@ def append_record(
         records = read_records(path)
         if (key := _key(record)) in map(_key, records):
             raise ValueError(f"{path.name} has a record of this run: {' '.join(map(str, filter(None, key)))}")
-        _write_lines(path, sorted([*records, record], key=_key))
+        _write_lines(path, sorted(map(_shortened, [*records, record]), key=_key))
 
 
 def _locked(path: Path) -> FileLock:
@@ -247,6 +262,30 @@ def _recorded(
         raise ValueError(f"the record of {name} is of an older preset ({', '.join(differ)} differ): delete it, and the run is made anew")
     return True
 
+# %% ../nbs/api/90_study.ipynb #e58c1a1c
+def _check_data(runs: list[TrainParameters], records: Path) -> None:
+    "Raise where a file is not what it was when a run on it was recorded; one that is gone, and a set known by its name, is believed"
+    known, now = {_key(record): record for record in read_records(records)}, {}
+    for asked in (one for one in runs if one.dataset not in KNOWN):
+        params = asked.deciding()
+        if (theirs := known.get(_key({"params": params}))) is None:
+            continue
+        read = asked.dataset, asked.ties, asked.ties == "shuffled" and asked.seed, _more_data(params)
+        if read not in now:
+            now[read] = _fingerprint(asked)
+        if now[read] not in ("", theirs["data"]["fingerprint"]):
+            name = " ".join(str(params[one]) for one in _NAMES)
+            how = f"delete the record in {records}, and the run is made anew, or choose another table of records"
+            raise ValueError(f"the record of {name} is of other data than {asked.dataset} holds now: {how}")
+
+
+def _fingerprint(asked: TrainParameters) -> str:
+    "Of the data as they are; empty where there are none"
+    try:
+        return opened_data(asked).events.fingerprint
+    except FileNotFoundError:
+        return ""
+
 # %% ../nbs/api/90_study.ipynb #cf2df80d
 def carry_out(
     runs: list[TrainParameters],  # from `plan`
@@ -257,6 +296,7 @@ def carry_out(
     verbose: bool = True,
 ) -> list[TrainParameters]:  # runs that are not finished
     "Finish as many runs of a plan as there is time for, and record them"
+    _check_data(runs, Path(records))
     known = set(map(_key, read_records(records)))
     missing = [asked for asked in runs if _key({"params": asked.deciding()}) not in known]
     if minutes == 0:

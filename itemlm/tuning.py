@@ -209,7 +209,8 @@ def _text(value: object) -> str:
 
 def _with(base: TrainParameters, values: dict[str, str]) -> TrainParameters:
     "The preset's run with these values"
-    return replace(base, settings=text_of_pairs(pairs_of(base.settings) | values))
+    usual = {one.name: one.default for one in fields(base) if one.name in values}  # where the search decides, no setting does
+    return replace(base, **usual, settings=text_of_pairs(pairs_of(base.settings) | values))
 
 
 def _counted_row(rec: Recommender, parts: Split) -> dict:

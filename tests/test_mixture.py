@@ -12,7 +12,9 @@ from safetensors import safe_open
 
 from itemlm import evaluate, fit, load, read_events, split, tiny
 from itemlm.data.tokenizer import Sequences
-from itemlm.explain import because
+from itemlm.explain import attention_weights, because, effects, items_read, trace, what_if
+from itemlm.explore.pages import user_sheet
+from itemlm.explore.users import held_out, known_history, known_times, newest_time, recommend_one
 from itemlm.metrics.ranks import ndcg
 from itemlm.models.counting import SequentialKNN, sequential_knn
 from itemlm.models.ensemble import ensemble
@@ -22,6 +24,7 @@ from itemlm.models.text.encoders import ItemLLMConfig
 from itemlm.models.text.rows import hierarchy
 from itemlm.models.time_prior import MONTH, REACH, USUAL, TimePrior
 from itemlm.parameters import TrainParameters, recipe_of
+from itemlm.show import page_text
 from itemlm.training.mix import mix
 from itemlm.training.trainer import Trainer
 
@@ -261,6 +264,10 @@ def test_members_have_a_name_in_a_job():
     assert (recipe.model.network.members, recipe.model.network.network.width, recipe.model.time_prior) == (3, 32, 0.5)
     assert recipe_of(TrainParameters(model="item_lm_full")).model.time_prior is None
     assert recipe_of(TrainParameters(model="hierarchy_full", preset="tiny")).model.network.beside.width == 16
+    both = recipe_of(TrainParameters(model="item_lm_sasrec_full", settings="model.width=32, model.kv_heads=1")).model.network
+    assert (both.network.width, both.beside.width, both.network.kv_heads) == (32, 32, 1)
+    only = recipe_of(TrainParameters(model="item_lm_sasrec_full", settings="model.network.beside.dropout=0.2")).model.network
+    assert (only.network.dropout, only.beside.dropout) == (0.4, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -326,3 +333,39 @@ def test_the_time_prior_is_saved_and_known_users_are_dated(timed, tmp_path):
     again, users = load(tmp_path / "run", device="cpu"), timed.users[:5].tolist()
     assert again.recommend(users=users, k=5).equals(timed.recommend(users=users, k=5))
     assert again.scores(again.history(users)).equal(timed.scores(timed.history(users)))
+
+
+def test_explanations_and_the_explorer_ask_when(fashions, timed):
+    "What is shown of a user is what evaluation and `recommend` say of that user: the time prior has its say everywhere."
+    held = held_out(timed, fashions)
+    truth = timed.scores(held.histories)
+    for row in range(5):
+        when, history = newest_time(timed, held, row), known_history(timed, held, row)
+        best = truth[row].clone()
+        best[held.histories[row].astype(int) - 8] = -torch.inf
+        shown = recommend_one(timed, held.histories[row], k=5, latest=when)
+        assert shown.columns.tolist() == best.topk(5).indices.tolist()
+        why = because(timed, history, k=5, latest=when)
+        assert why.item.tolist() == timed.tokenizer.items[shown.columns].tolist() and why.score.to_numpy() == pytest.approx(
+            shown.scores, abs=1e-4
+        )
+        moved = what_if(timed, history, history[:1], k=5, latest=when).sort_values("rank_before")
+        assert moved.score_before.iloc[0] == pytest.approx(shown.scores[0], abs=1e-4)
+        last = trace(timed, history, k=5, last=1, times=known_times(timed, held, row))
+        assert last[last.step == len(history)].item.tolist() == why.item.tolist()
+        assert page_text(why.title[0]) in user_sheet(timed, held, row).text
+    undated = because(timed, history, k=5)
+    assert not np.allclose(undated.score, why.score)
+    with pytest.raises(ValueError, match="2 times for a history of"):
+        trace(timed, history, times=np.array([1, 2]))
+
+
+def test_neighbours_that_look_further_back_are_explained(parts):
+    "An item that only neighbours still read can be what a recommendation owes most to."
+    short = replace(RECIPE, model=replace(RECIPE.model, max_len=2))
+    rec = fit(parts, with_neighbours(short, weight=0.9, max_len=8, decay=1.0), device="cpu", verbose=False)
+    history = [str(n) for n in (3, 9, 15, 21, 27)]
+    lost = effects(rec, history, k=10)
+    assert (lost.iloc[:3].abs().to_numpy() > 0).any() and rec.window(history)[1].tolist() == [0, 1, 2, 3, 4]
+    assert items_read(rec, history, rec.model.config.max_len) == history[-2:]
+    assert attention_weights(rec, history).shape[-1] == 2

@@ -22,6 +22,7 @@ from itemlm.evaluation.protocols import protocols
 from itemlm.evaluation.report import evaluate
 from itemlm.models.base import SequenceModel
 from itemlm.models.counting import item_knn, markov, popularity
+from itemlm.models.ensemble import ensemble
 from itemlm.models.item_lm import tiny
 from itemlm.models.mixture import with_neighbours
 from itemlm.models.neural import bert4rec, gru4rec
@@ -278,6 +279,16 @@ def test_models_that_can_take_in_new_items_and_one_that_cannot(parts):
 
 
 # ---- refit
+
+
+def test_a_new_item_begins_among_its_neighbours_in_each_of_several_networks(parts):
+    rec = fit(parts, ensemble(tiny(epochs=1)), device="cpu", verbose=False)
+    known = rec.items.index[:2].tolist()
+    between = pd.DataFrame([row(of(n), item, 20 + day) for n in range(3) for day, item in enumerate((known[0], "fresh", known[1]))])
+    after = rec.update(events(between), UpdateConfig(lr=1e-12), verbose=False)
+    for network in after.model.networks:
+        table = torch.nn.functional.normalize(network.embed_tokens.weight.detach()[8:], dim=-1)
+        assert set((table[:-1] @ table[-1]).topk(2).indices.tolist()) == {0, 1}
 
 
 def test_a_refit_equals_its_steps_by_hand(parts):

@@ -20,7 +20,7 @@ from ..data.events import words_of
 from ..evaluation.tables import PartLists
 from ..explain import because, what_if
 from .maps import nearest_items
-from .users import NO_ITEM, UNKNOWN_ITEM, HeldOut, Recommendation, history_times, recommend_one
+from .users import NO_ITEM, UNKNOWN_ITEM, HeldOut, Recommendation, history_times, newest_time, recommend_one
 from ..serving.recommender import Recommender
 from ..show import COLOURS, GREY, Html, cut_text, facts, figure, item_names, names_of, page_attribute, page_text, plot_text, span
 
@@ -395,7 +395,8 @@ def _by_other(rec: Recommender, other: Recommender | PartLists, held: HeldOut, r
         target = max(token - other.tokenizer.n_special, UNKNOWN_ITEM)
     if isinstance(other, PartLists):
         return _listed(other, held.users[row], target, k, seen), target
-    return recommend_one(other, other.tokenizer.encode(rec.tokenizer.decode(tokens)), target, k, seen), target
+    latest = newest_time(rec, held, row)
+    return recommend_one(other, other.tokenizer.encode(rec.tokenizer.decode(tokens)), target, k, seen, latest), target
 
 # %% ../../nbs/api/explore/84_pages.ipynb #6c43138c
 def user_sheet(
@@ -409,7 +410,8 @@ def user_sheet(
 ) -> Sheet:
     "One user: history, recommendations, hidden item; and another model's list"
     target, history, times = int(held.targets[row]), held.histories[row], history_times(rec, held, row)
-    mine, theirs = recommend_one(rec, history, target, k, seen), None if other is None else _by_other(rec, other, held, row, k, seen)
+    mine = recommend_one(rec, history, target, k, seen, newest_time(rec, held, row))
+    theirs = None if other is None else _by_other(rec, other, held, row, k, seen)
     notes, both = [_rank_html(rec, mine, target)], set()
     if other is not None:
         both = set(rec.items.index[mine.columns]) & set(other.items.index[theirs[0].columns])
@@ -454,7 +456,7 @@ def _moved_text(item: str, rank: int, ranks_before: pd.Series | None) -> str:
 # %% ../../nbs/api/explore/84_pages.ipynb #7e9befc7
 def _read_text(rec: Recommender, items: int, read: int) -> str:
     "How much of a history a model reads"
-    most = rec.model.config.max_len
+    most = rec.model.reach
     said = f"The model reads only the last {most:,} known item{'s' * (most > 1)} of a history. "
     return said + (f"It does not read {items - read:,} of these {items:,}, shown grey: they change nothing. " if read < items else "")
 
@@ -466,11 +468,12 @@ def board_sheet(
     k: int = 10,
     most: int = 20,  # items of the history shown, the newest
     live: bool = False,  # with buttons
+    latest: int = 0,  # Unix seconds of its newest event, for models that ask when; 0 = not known
 ) -> Sheet:
     "A history and what follows from it, joined by lines"
     with rec.model.cached_item_table():
-        table, first = because(rec, history, k=k), max(0, len(history) - most)
-        ranks = None if before is None else what_if(rec, before, history, k=k).set_index("item")["rank_before"]
+        table, first = because(rec, history, k=k, latest=latest), max(0, len(history) - most)
+        ranks = None if before is None else what_if(rec, before, history, k=k, latest=latest).set_index("item")["rank_before"]
     shown = zip(range(len(history) - 1, first - 1, -1), names_of(rec.items, history[first:])[::-1])
     read = set(rec.window(history)[1])
     left = [Line(n=at + 1, title=name, old=at not in read, buttons=_edit_buttons(history, at) * live) for at, name in shown]

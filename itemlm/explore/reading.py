@@ -152,10 +152,11 @@ def trace_sheet(
     target: int = NO_ITEM,  # column of the held-out item
     steps: int = 8,  # the newest
     k: int = 10,
+    times: np.ndarray | None = None,  # (T,) Unix seconds of each item, for models that ask when; None, or none: not known
 ) -> Sheet:
     "How the list changes with each item that is read"
     k, first = min(k, rec.n_items), max(0, len(history) + 1 - steps)
-    table, hidden = trace(rec, history, k, last=steps), rec.tokenizer.items[target] if target >= 0 else None
+    table, hidden = trace(rec, history, k, last=steps, times=times), rec.tokenizer.items[target] if target >= 0 else None
     final = table[table["step"] == len(history)]["item"].tolist()  # none where the history holds the whole catalogue
     names, shown, end = dict(zip(table["item"], table["title"])), np.arange(first, len(history) + 1), len(history) - first
     read = ["nothing read yet" if step == 0 else name for step, name in zip(shown, names_of(rec.items, ["", *history])[shown])]
@@ -167,7 +168,7 @@ def trace_sheet(
     labels = [f"  {plot_text(names[item], 36)}" for item in final]
     _add_texts(picture, [end] * len(final), list(range(1, len(final) + 1)), labels, ends, "middle right")
     if hidden is not None:
-        ranks = trace(rec, history, items=[hidden], last=steps)["rank"]  # below the list, wherever it stands
+        ranks = trace(rec, history, items=[hidden], last=steps, times=times)["rank"]  # below the list, wherever it stands
         said = ["seen" if pd.isna(rank) else f"{rank:,}" for rank in ranks]
         _add_texts(picture, list(range(len(said))), [k + 1] * len(said), said, [COLOURS[4]] * len(said), "middle center")
     empty = "" if final else "<p class=note>No item is left to recommend: the history holds them all.</p>"

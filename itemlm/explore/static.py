@@ -28,7 +28,7 @@ from itemlm.explore.pages import (
 from .pairs import pair_choices, pair_figure, pair_models, pair_places, pair_sheet, runs_sheet
 from .reading import attention_sheet, trace_sheet
 from .umap import saved_map
-from .users import HeldOut, find_run, held_out, known_history
+from .users import HeldOut, find_run, held_out, known_history, known_times, newest_time
 from ..runs.ledger import list_runs, runs_table
 from ..serving.recommender import Recommender, load
 from ..show import names_of, page_attribute, page_text
@@ -76,9 +76,10 @@ def _joined(sheets: list[Sheet]) -> Sheet:
 def _reading_sheet(rec: Recommender, held: HeldOut, row: int) -> Sheet:
     "One user's history read step by step, and attention over it where there is any"
     history = known_history(rec, held, row)
-    path = trace_sheet(rec, history, int(held.targets[row]))
+    path = trace_sheet(rec, history, int(held.targets[row]), times=known_times(rec, held, row))
     try:
-        return Sheet(path, attention_sheet(attention_weights(rec, history), names_of(rec.items, items_read(rec, history)).tolist()))
+        titles = names_of(rec.items, items_read(rec, history, rec.model.config.max_len)).tolist()
+        return Sheet(path, attention_sheet(attention_weights(rec, history), titles))
     except ValueError:
         return path
 
@@ -99,7 +100,7 @@ def _user_sheets(rec: Recommender, users: int) -> dict[str, Sheet]:
     histories = {row: known_history(rec, held, row) for row in rows}
     return {
         "users": _joined([user_sheet(rec, held, row) for row in rows]),
-        "what-if": _joined([board_sheet(rec, histories[row]) for row in rows[:3]]),
+        "what-if": _joined([board_sheet(rec, histories[row], latest=newest_time(rec, held, row)) for row in rows[:3]]),
         "at-work": _joined([_reading_sheet(rec, held, row) for row in rows[:2] if histories[row]]),
     }
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN_ITEM', 'NO_ITEM', 'find_run', 'HeldOut', 'held_out', 'known_history', 'Recommendation', 'recommend_one',
-           'history_times', 'held_out_ranks', 'user_slices']
+           'history_times', 'known_times', 'newest_time', 'held_out_ranks', 'user_slices']
 
 # %% ../../nbs/api/explore/83_users.ipynb #cf96ce24
 from dataclasses import dataclass
@@ -94,11 +94,12 @@ def recommend_one(
     target: int = NO_ITEM,  # column of the held-out item
     k: int = 10,
     seen: str = "drop",  # or "keep"
+    latest: int = 0,  # Unix seconds of its newest event, for models that ask when; 0 = not known
 ) -> Recommendation:
     "The k best items for one history"
     history = np.asarray(history, dtype=np.int32)
     had = Ragged(history - rec.tokenizer.n_special, np.array([0, len(history)]))
-    scores = rec.scores(Sequences(history, had.offsets)).cpu()
+    scores = rec.scores(Sequences(history, had.offsets, np.array([latest]))).cpu()
     columns, values = (table[0] for table in top_lists(scores, min(k, rec.n_items), had)[seen])
     ranks = target_ranks(scores, np.array([max(target, -1)]), had if seen == "drop" else None)
     rank = None if target == NO_ITEM else float(ranks.rank[0])
@@ -117,6 +118,18 @@ def history_times(
         return np.empty(0, np.int64)
     begin, end = rec.histories.offsets[found[0] : found[0] + 2]
     return rec.times[begin : min(end, begin + len(history) + 1)]
+
+
+def known_times(rec: Recommender, held: HeldOut, row: int) -> np.ndarray:  # (T,) Unix seconds; empty = nothing is known
+    "When each item of `known_history` was taken"
+    times, tokens = history_times(rec, held, row), np.asarray(held.histories[row])
+    return times[: len(tokens)][tokens >= rec.tokenizer.n_special] if len(times) else times
+
+
+def newest_time(rec: Recommender, held: HeldOut, row: int) -> int:  # Unix seconds; 0 = not known
+    "When the last item of a user's history was taken"
+    times, length = history_times(rec, held, row), len(held.histories[row])
+    return int(times[length - 1]) if len(times) and length else 0
 
 # %% ../../nbs/api/explore/83_users.ipynb #17c873ac
 def held_out_ranks(

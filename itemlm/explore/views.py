@@ -32,7 +32,7 @@ from itemlm.explore.pairs import (
 )
 from .reading import attention_sheet, trace_sheet
 from .umap import MapJob, saved_map
-from .users import HeldOut, find_run, held_out, held_out_ranks, known_history, user_slices
+from .users import HeldOut, find_run, held_out, held_out_ranks, known_history, known_times, newest_time, user_slices
 from .widgets import Page, box, choice, close_whole, found_html, typing, user_field, waiting_html
 from ..runs.ledger import list_runs, read_run, runs_table
 from ..serving.recommender import Recommender, load
@@ -286,7 +286,7 @@ class WhatIfView(W.VBox):
     "Edit a history and watch the list"
 
     def __init__(self, rec: Recommender, parts: Split | None = None):
-        self.rec, self.held, self.history, self.before = rec, held_out(rec, parts), [], []
+        self.rec, self.held, self.history, self.before, self.latest = rec, held_out(rec, parts), [], [], 0
         self.user, self.find = user_field("Begin with user", self.held.users), typing("Add title", "type a few letters")
         self.again, self.empty = W.Button(description="Start over", icon="undo"), W.Button(description="Empty", icon="trash")
         self.found, self.board = Page(kind="found"), Page(kind="board")
@@ -303,7 +303,7 @@ class WhatIfView(W.VBox):
     def edit(self, history: list[str]):
         "Show another history"
         self.history = list(history)
-        self.board.show(board_sheet(self.rec, self.history, self.before, live=True))
+        self.board.show(board_sheet(self.rec, self.history, self.before, live=True, latest=self.latest))
 
 # %% ../../nbs/api/explore/88_views.ipynb #63ad76f4
 @patch
@@ -313,7 +313,7 @@ def begin(self: WhatIfView, user: str):
     if row is None:
         self.board.show(_no_such_user(user))
         return
-    self.before = known_history(self.rec, self.held, row)
+    self.before, self.latest = known_history(self.rec, self.held, row), newest_time(self.rec, self.held, row)
     self.edit(self.before)
 
 # %% ../../nbs/api/explore/88_views.ipynb #77428b36
@@ -346,14 +346,14 @@ class ReadingView(W.VBox):
             return
         self.path.show(waiting_html("Reading the history step by step"))
         self.read = known_history(self.rec, self.held, row)
-        self.path.show(trace_sheet(self.rec, self.read, int(self.held.targets[row])))
+        self.path.show(trace_sheet(self.rec, self.read, int(self.held.targets[row]), times=known_times(self.rec, self.held, row)))
         self.show_head(self.head)
 
     def show_head(self, head: int):
         "Enlarge a head; a sentence where there is no attention"
         self.head = head
         try:
-            titles = names_of(self.rec.items, items_read(self.rec, self.read)).tolist()
+            titles = names_of(self.rec.items, items_read(self.rec, self.read, self.rec.model.config.max_len)).tolist()
             self.looks.show(attention_sheet(attention_weights(self.rec, self.read), titles, head, live=True))
         except ValueError as error:
             self.looks.show(f"<h4>Where attention looks</h4><p class=note>{page_text(cut_text(str(error), 2000))}.</p>")

@@ -396,13 +396,20 @@ def tokens_per_item(self: SequenceModel) -> float:
     "Tokens that are read for an item of a history, in the mean"
     return 1.0
 
+
+@patch(as_prop=True)
+def reach(self: SequenceModel) -> int:
+    "Items of a history, from its newest, that can change a score"
+    return self.config.max_len
+
 # %% ../../nbs/api/models/31_base.ipynb #82d88244
 @patch
 def widen(
     self: SequenceModel,
-    rows: Tensor,  # (n, D) of the table, for n items more
+    rows: Tensor | Callable[[Tensor], Tensor],  # (n, D) of the table, for n items more; or what makes them of the table as it is
 ) -> SequenceModel:
     "The same model with further items at the end, if all that depends on the catalogue is learnt"
+    rows = rows(self.embed_tokens.weight.detach()) if callable(rows) else rows
     n = len(rows)
     with torch.random.fork_rng(devices=[]):
         made = replace(self.config, n_items=self.config.n_items + n).build()

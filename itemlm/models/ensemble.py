@@ -7,9 +7,9 @@ __all__ = ['EnsembleConfig', 'Ensemble', 'ensemble_of', 'ensemble', 'item_lm_ens
 
 # %% ../../nbs/api/models/38_ensemble.ipynb #05ffcf53
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,13 @@ class EnsembleConfig(WrapperConfig):
         "The same with those of these fields that it or its networks have"
         made = super().with_known(**wanted)
         return made if self.beside is None else replace(made, beside=self.beside.with_known(**wanted))
+
+    def places(self) -> dict[str, list[str]]:
+        "A field that both kinds have stands in both"
+        found, own = super().places(), {one.name for one in fields(self)}
+        theirs = {} if self.beside is None else self.beside.places()
+        more = {name: [f"beside.{place}" for place in places] for name, places in theirs.items() if name not in own}
+        return found | {name: [*found.get(name, []), *places] for name, places in more.items()}
 
 # %% ../../nbs/api/models/38_ensemble.ipynb #87e2335c
 class Ensemble(Wrapper):
@@ -153,7 +160,7 @@ def extend(self: Ensemble, items: pd.DataFrame) -> Ensemble:
 
 
 @patch
-def widen(self: Ensemble, rows: Tensor) -> Ensemble:
+def widen(self: Ensemble, rows: Tensor | Callable[[Tensor], Tensor]) -> Ensemble:
     return _joined(self, [network.widen(rows) for network in self.networks])
 
 

@@ -77,6 +77,11 @@ def with_network(self: Mixture, network: SequenceModel) -> Mixture:
     made.prior.take_counts(self.prior.months, self.prior.columns, self.prior.counts)
     return made
 
+
+@patch(as_prop=True)
+def reach(self: Mixture) -> int:
+    return max(self.network.reach, self.config.neighbours.max_len if self.config.weight else 0)
+
 # %% ../../nbs/api/models/38_mixture.ipynb #0e78e056
 @patch
 def _near(self: Mixture, histories: Ragged) -> Tensor:  # (B, V)

@@ -6,7 +6,7 @@
 __all__ = ['WrapperConfig', 'Wrapper']
 
 # %% ../../nbs/api/models/38_wrapper.ipynb #c413043c
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 
@@ -127,6 +127,11 @@ def tokens_per_item(self: Wrapper) -> float:
     return self.network.tokens_per_item
 
 # %% ../../nbs/api/models/38_wrapper.ipynb #348a1218
+@patch(as_prop=True)
+def reach(self: Wrapper) -> int:
+    return self.network.reach
+
+
 @patch
 def fingerprint(self: Wrapper, items: pd.DataFrame) -> str:
     return self.network.fingerprint(items)
@@ -150,7 +155,7 @@ def extend(self: Wrapper, items: pd.DataFrame) -> "Wrapper":
 
 
 @patch
-def widen(self: Wrapper, rows: Tensor) -> "Wrapper":
+def widen(self: Wrapper, rows: Tensor | Callable[[Tensor], Tensor]) -> "Wrapper":
     return self.with_network(self.network.widen(rows))
 
 # %% ../../nbs/api/models/38_wrapper.ipynb #f5d08088

@@ -196,7 +196,7 @@ def in_window(
 ) -> Ragged:  # columns
     "Of the items each user has had, those that the model still reads"
     known = had.values >= 0  # unknown items take no place in the window
-    return Ragged(had.values[known], np.append(0, known.cumsum())[had.offsets]).last(self.model.config.max_len)
+    return Ragged(had.values[known], np.append(0, known.cumsum())[had.offsets]).last(self.model.reach)
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #7846418f
 def _since(
@@ -444,12 +444,13 @@ def recommend_all(
 def window(
     self: Recommender,
     history: list[str],  # raw ids, oldest first
+    most: int | None = None,  # known items, the newest; None = as many as can change a score
 ) -> tuple[np.ndarray, np.ndarray]:  # tokens (T,), their places in the history (T,)
     "What of a history the model reads"
     if isinstance(history, str):
         raise ValueError(f"history must be a list of raw ids, not {history!r}: write [{history!r}]")
     tokens = self.tokenizer.encode(history)
-    places = np.flatnonzero(tokens >= self.tokenizer.n_special)[-self.model.config.max_len :]
+    places = np.flatnonzero(tokens >= self.tokenizer.n_special)[-(most or self.model.reach) :]
     return tokens[places], places
 
 

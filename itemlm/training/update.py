@@ -9,6 +9,7 @@ __all__ = ['Merged', 'merged', 'start_rows', 'recipe_of_fit', 'UpdateConfig', 'u
 import copy
 import time
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -316,9 +317,8 @@ def _updated_model(
     elif rec.model.extendable(new).all():
         model = rec.model.extend(new)
     elif rec.model.table_width:
-        with torch.no_grad():
-            rows = start_rows(rec.model.embed_tokens.weight, len(new), all_known.histories, rec.tokenizer.n_special)
-        model = rec.model.widen(rows)
+        around = dict(n=len(new), histories=all_known.histories, n_special=rec.tokenizer.n_special)
+        model = rec.model.widen(partial(start_rows, **around))  # each of several networks by its own table
     else:
         raise ValueError(f"{type(rec.model).__name__} cannot take in new items: leave their events out, or train anew")
     steps = _learn(model, all_known, config, how)
