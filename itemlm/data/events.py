@@ -444,7 +444,7 @@ def _provenance(table: RawTable, columns: dict, rows: int, by_time: bool) -> dic
 def _noted(events: Events, table: RawTable, doubts: tuple, given: bool) -> Events:
     "The same events with what a reader of the data should know"
     unknown = events.provenance.get("times_unknown", 0)
-    notes = [*table.notes, *doubts]
+    notes = [*table.notes, *doubts, *(table.items.attrs.get("notes", []) if table.items is not None else [])]
     if unknown:
         notes.append(f"{unknown:,} of {events.n_interactions:,} times are not known (0, -1, or a date that stands for none)")
     if table.items is not None:

@@ -356,6 +356,19 @@ def _title_text(column: pd.Series) -> pd.Series:
     return column.astype(object).where(~known, column.map(lambda value: id_text(value) if isinstance(value, int | float) else str(value)))
 
 
+def _doubts_of(table: pd.DataFrame) -> list[str]:
+    "What a reader of an item table should know of its rows and columns"
+    again = table[table.index.duplicated(keep=False)]
+    differ = again.astype(str).groupby(level=0, sort=False).nunique().gt(1).any(axis=1)
+    several = differ.index[differ]
+    again = [
+        f"{len(several):,} items stand in the item table again with other values, such as {item!r}: the first row counts"
+        for item in several[:1]
+    ]
+    own = "the item table's column count is left out: that is how often training has an item; call yours otherwise"
+    return again + [own] * ("count" in table)
+
+
 def _catalogue(frame: pd.DataFrame, id_column: object) -> pd.DataFrame:
     "An item table indexed by raw id as text, `title` first"
     frame = frame.set_index(pd.Index([id_text(id) for id in frame[id_column]], name="item")).drop(columns=id_column)
@@ -363,7 +376,10 @@ def _catalogue(frame: pd.DataFrame, id_column: object) -> pd.DataFrame:
     frame = frame.assign(title=frame[title] if title else "").drop(columns=[title] if title not in (None, "title") else [])
     if title and not pd.api.types.is_string_dtype(frame["title"]):
         frame["title"] = _title_text(frame["title"])
-    return savable(frame[["title", *frame.columns.drop("title")]][~frame.index.duplicated()], "the item table")
+    made = savable(frame[["title", *frame.columns.drop("title")]], "the item table")
+    once = made[~made.index.duplicated()].drop(columns="count", errors="ignore")
+    once.attrs["notes"] = _doubts_of(made)
+    return once
 
 # %% ../../nbs/api/data/10_readers.ipynb #303269db
 def _delimited(path: Path, sep: str | None = None, quote: bool = True) -> pd.DataFrame:
@@ -694,7 +710,12 @@ def _printed_list(text: str) -> list:
     return found
 
 # %% ../../nbs/api/data/10_readers.ipynb #3d0020e4
-def _as_list(value: object, blanks: bool) -> list:
+def _parted(value: object) -> bool:
+    "Is this text with commas or bars in it?"
+    return isinstance(value, str) and ("," in value or "|" in value)
+
+
+def _as_list(value: object, blanks: bool, commas: bool = False) -> list:
     "A cell that holds several values: a list, a list as text, or words between blanks, commas or bars"
     if isinstance(value, list | tuple | np.ndarray):
         return list(value)
@@ -702,10 +723,12 @@ def _as_list(value: object, blanks: bool) -> list:
         return [] if value is None or value != value else [value]
     if value.strip().startswith("["):
         return _printed_list(value.strip())
-    return (value.split() if blanks else re.split(r"[\s,|]+", value.strip())) if value.strip() else []
+    between = r"\s+" if blanks or not (commas or _parted(value)) else r"[,|]"  # an id may hold blanks where commas part them
+    return [part.strip() for part in re.split(between, value.strip()) if part.strip()]
 
-
+# %% ../../nbs/api/data/10_readers.ipynb #93b98261
 _LISTED = ("itemidlist", "itemlist", "itemids", "timestamplist")  # names of columns whose text is a list
+_SEVERAL = ("items", "sequence", "history")  # likewise, where commas or bars stand in it
 
 
 def _holds_lists(column: pd.Series) -> bool:
@@ -715,12 +738,15 @@ def _holds_lists(column: pd.Series) -> bool:
     some = column[:100].dropna()
     if not len(some) or some.dtype.kind in "iufM":
         return False
+    if plain_name(column.name) in _SEVERAL and some.map(_parted).any():
+        return True
     real = lambda value: isinstance(value, list | tuple | np.ndarray)
     return bool(some.map(lambda value: real(value) or str(value).startswith("[") and str(value).endswith("]")).all())
 
 
 def _lists(column: pd.Series) -> list[list]:
-    return [_as_list(value, str(column.name).endswith("_seq")) for value in column]
+    blanks, commas = str(column.name).endswith("_seq"), bool(column.map(_parted).any())
+    return [_as_list(value, blanks, commas) for value in column]
 
 # %% ../../nbs/api/data/10_readers.ipynb #a4c8d2aa
 def _longest(users: np.ndarray, rows: list[list]) -> np.ndarray:
