@@ -47,6 +47,7 @@ NOTES = (
     "Two gloo processes with one thread each on one machine. ddp_speedup_2: real targets a second of two processes over those of one, "
     "median of {windows} pairs of windows of {seconds:g} s in turn; ItemLM of the preset small (width 64) on Beauty, full softmax, 256 "
     "sequences a step, training steps as fit takes them, without validation; ddp_targets_per_second_1 and _2 are the medians. "
+    "apart_speedup_2: likewise of two processes that train two networks and know nothing of each other: what the machine has for two. "
     "ddp_weight_difference: largest difference of any weight after 50 steps, dropout 0. sharded_memory_ratio: peak resident memory of a "
     "process with half of a table of 2,000,000 rows of width 64 over that of a process with all of it, three training steps with the "
     "exact loss over the catalogue; sharded_peak_mb_1 and _2 are the peaks. sharded_budget_trains: 1 if, with {budget} MB of address space "
@@ -89,7 +90,7 @@ class Steps:
 
 
 def speed(out: Path) -> None:
-    "A window alone, the other process waiting without work, then a window together"
+    "A window alone, the other process waiting without work, then a window together, then both at once without each other"
     world, rank = this_world(), dist.get_rank()
     alone, together, found = Steps(World()), Steps(world), []
     for window in range(WINDOWS + 1):
@@ -97,7 +98,9 @@ def speed(out: Path) -> None:
         wait_for(out / f"window{window}", rank)
         dist.barrier()
         both = together.window(SECONDS)
-        found.append([one, both])
+        apart = torch.tensor(alone.window(SECONDS))
+        dist.all_reduce(apart)
+        found.append([one, both, apart.item()])
     if rank == 0:
         (out / "speed.json").write_text(json.dumps(found[1:]))  # the first one warms up
 
@@ -194,9 +197,10 @@ def speed_figures(out: Path) -> dict[str, float]:
     finished(start("speed", out, 2))
     pairs = json.loads((out / "speed.json").read_text())
     return {
-        "ddp_speedup_2": statistics.median(both / alone for alone, both in pairs),
-        "ddp_targets_per_second_1": statistics.median(alone for alone, _ in pairs),
-        "ddp_targets_per_second_2": statistics.median(both for _, both in pairs),
+        "ddp_speedup_2": statistics.median(both / alone for alone, both, _ in pairs),
+        "apart_speedup_2": statistics.median(apart / alone for alone, _, apart in pairs),
+        "ddp_targets_per_second_1": statistics.median(alone for alone, _, _ in pairs),
+        "ddp_targets_per_second_2": statistics.median(both for _, both, _ in pairs),
     }
 
 
