@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from itemlm import evaluate, fit, load, read_events, split, tiny
+from itemlm.data.split import gapped
 from itemlm.data.tokenizer import Sequences
 from itemlm.explain import attention_weights, because, effects, items_read, trace, what_if
 from itemlm.explore.pages import user_sheet
@@ -126,6 +127,13 @@ def test_mixed_afterwards_it_is_the_same(parts, alone, both):
     mixed, some = mix(alone, parts, SequentialKNN.Config(shrink=5.0)), both.history(both.users[:9].tolist())
     assert mixed.scores(some).equal(both.scores(some)) and mixed.model.config == both.model.config
     assert type(alone.model) is type(both.model.network) and mixed.model.network is not alone.model
+
+
+def test_a_weight_can_be_chosen_on_a_gapped_validation_part(parts):
+    "Gapped training has not learnt the validation part: only a refit has."
+    closed = gapped(parts)
+    rec = fit(closed, RECIPE, device="cpu", verbose=False)
+    assert mix(rec, closed).model.config.weight in WEIGHTS
 
 
 def test_two_weights_are_two_runs(parts, alone, tmp_path):

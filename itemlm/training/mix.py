@@ -35,7 +35,8 @@ def mix(
     time_prior: float | None = 0.0,  # power of what was popular around the newest event; None = chosen likewise
 ) -> Recommender:
     "The same recommender with sequential neighbours mixed in"
-    if (rec.data.get("training") or parts.protocol.get("training")) and (not weight or time_prior is None):
+    learnt = {rec.data.get("training"), parts.protocol.get("training")} & {"refit", "everything"}
+    if learnt and (not weight or time_prior is None):
         raise ValueError("a refit has learnt the validation part: give weight and time_prior, as the strictly trained network has them")
     tokenizer = _tokenizer_of(parts, rec)
     chosen = dict(neighbours=neighbours or SequentialKNN.Config(), weight=weight, time_prior=time_prior)
