@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .core import atomic_write, flatten, read_json
 from .data.datasets import KNOWN
+from .data.split import Split
 from .evaluation.compare import Comparison, compare
 from .jobs import Job, find_job, open_job, opened_data
 from .models.presets import MODELS
@@ -272,19 +273,25 @@ def _check_data(runs: list[TrainParameters], records: Path) -> None:
             continue
         read = asked.dataset, asked.ties, asked.ties == "shuffled" and asked.seed, _more_data(params)
         if read not in now:
-            now[read] = _fingerprint(asked)
-        if now[read] not in ("", theirs["data"]["fingerprint"]):
+            now[read] = _opened_or_none(asked)
+        if now[read] is not None and not _is_of(theirs, now[read]):
             name = " ".join(str(params[one]) for one in _NAMES)
             how = f"delete the record in {records}, and the run is made anew, or choose another table of records"
             raise ValueError(f"the record of {name} is of other data than {asked.dataset} holds now: {how}")
 
 
-def _fingerprint(asked: TrainParameters) -> str:
-    "Of the data as they are; empty where there are none"
+def _opened_or_none(asked: TrainParameters) -> Split | None:
     try:
-        return opened_data(asked).events.fingerprint
+        return opened_data(asked)
     except FileNotFoundError:
-        return ""
+        return None
+
+
+def _is_of(record: dict, parts: Split) -> bool:
+    "Are these the data of a record, cut as they were? A fingerprint does not know times, the number of targets does"
+    told = {result["part"]: result["protocol"]["targets"] for result in record["results"]}
+    alike = all(count == len(parts.part(name).targets) for name, count in told.items())
+    return alike and record["data"]["fingerprint"] == parts.events.fingerprint
 
 # %% ../nbs/api/90_study.ipynb #cf2df80d
 def carry_out(

@@ -638,3 +638,27 @@ def test_lastfm_tracks_have_gaps(tmp_path):
     with pytest.raises(ValueError, match="1 interactions have no item id.*line 1"):
         read(path, item="traid")
     assert items_of(read(path, item="traid", missing="drop")) == [["t2"]]
+
+
+@pytest.mark.parametrize("rows", [99, 100, 101, 102, 350])
+def test_json_lines_lose_no_row(tmp_path, rows):
+    "Whatever the size of the sample that the columns are chosen by."
+    log = [{"user": f"u{n % 5}", "item": f"i{n}", "time": n + 1} for n in range(rows)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    expected = read_events(pd.DataFrame(log), verbose=False)
+    for name in ("log.jsonl", "log.json"):
+        found = read_events(tmp_path / name, verbose=False)
+        assert (found.n_interactions, found.fingerprint) == (rows, expected.fingerprint)
+
+
+def test_lists_in_texts_are_read_wherever_the_first_one_stands(tmp_path):
+    log = pd.DataFrame({"user": [f"u{n}" for n in range(300)], "items": [f"i{n % 7}" for n in range(300)]})
+    log.loc[299, "items"] = "i1,i2"
+    assert set(read_events(log, verbose=False).items.index) == {f"i{n}" for n in range(7)}
+    said = read_events(log, verbose=False).said
+    assert "1 of 300 cells of items were cut at commas: if they are single ids, call the column item" in said
+    tuples = read_events(pd.DataFrame({"user": ["a", "b"], "items": ["(1, 2, 3)", "(3, 1)"]}), verbose=False)
+    assert tuples.items.index.tolist() == ["1", "2", "3"] and tuples.n_interactions == 5
+    with pytest.raises(ValueError, match="is a set, which has no order"):
+        read_events(pd.DataFrame({"user": ["a", "b"], "item_ids": ["{1, 2}", "{3, 1}"]}), verbose=False)

@@ -264,7 +264,7 @@ def _path(name: str | Path, what: str = "data set") -> Path:
     raise FileNotFoundError(f"there is no {what} {str(name)!r}: {known}no such file or folder in {Path.cwd()} or {workspace().root}")
 
 # %% ../../nbs/api/data/12_datasets.ipynb #ceed3f15
-_VERSION = 3  # of the preparation: raise it when the same files give other events
+_VERSION = 4  # of the preparation: raise it when the same files give other events
 
 
 def _stamp(path: Path, options: dict) -> str:

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import pandas as pd
@@ -214,7 +214,7 @@ def _fields(text: str, sep: str, quote: bool) -> list[list[str]]:
         return [line.split(sep) for line in text.splitlines()[:_SAMPLE]]
     quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=sep, quoting=quoting)
-    return [row for row, _ in zip(lines, range(_SAMPLE)) if row]
+    return [row for row in islice(lines, _SAMPLE) if row]
 
 # %% ../../nbs/api/data/08_files.ipynb #40b150ba
 _VALUE = re.compile(r"\s*([-+]?\d+([.,]\d+)?([eE][-+]?\d+)?|\d{4}-\d\d-\d\d([ T].*)?)\s*")
@@ -399,7 +399,7 @@ def read_json_rows(
 ) -> FileTable:
     "A file of JSON objects"
     rows = (_row(value, number, path) for number, value in enumerate(_objects(path, options.encoding), 1))
-    first = [row for row, _ in zip(rows, range(_SAMPLE))]
+    first = list(islice(rows, _SAMPLE))
     if len(first) == 1 and first[0] and all(isinstance(value, dict | list) for value in first[0].values()):
         frame = pd.DataFrame(first[0])  # one object, a column an entry: what pandas writes when not asked
         return FileTable(frame=frame.reset_index(drop=True), sample=frame.head(_SAMPLE))

@@ -245,7 +245,10 @@ def doubtful_ids(
 ) -> str:  # "": none
     "What to say of ids that may stand for none"
     found = ids[_spelled(ids, _DOUBTFUL)]
-    return f"there is a {role} called {', '.join(map(repr, map(str, found)))}: is it one?" if len(found) else ""
+    if len(found):
+        return f"there is a {role} called {', '.join(map(repr, map(str, found)))}: is it one?"
+    broken = next((str(id) for id in ids if "\n" in str(id)), "")
+    return f"a {role} id goes over several lines, {broken[:40]!r}: is a quotation mark left open?" if broken else ""
 
 # %% ../../nbs/api/data/10_readers.ipynb #81b6df90
 @patch
@@ -372,7 +375,8 @@ def _doubts_of(table: pd.DataFrame) -> list[str]:
 def _catalogue(frame: pd.DataFrame, id_column: object) -> pd.DataFrame:
     "An item table indexed by raw id as text, `title` first"
     frame = frame.set_index(pd.Index([id_text(id) for id in frame[id_column]], name="item")).drop(columns=id_column)
-    title = next((column for column in _TITLES if column in frame), None)
+    names = {plain_name(column): column for column in frame} | {column: column for column in frame if column in _TITLES}
+    title = next((names[name] for name in (*_TITLES, *map(plain_name, _TITLES)) if name in names), None)
     frame = frame.assign(title=frame[title] if title else "").drop(columns=[title] if title not in (None, "title") else [])
     if title and not pd.api.types.is_string_dtype(frame["title"]):
         frame["title"] = _title_text(frame["title"])
@@ -711,19 +715,21 @@ def _printed_list(text: str) -> list:
 
 # %% ../../nbs/api/data/10_readers.ipynb #3d0020e4
 def _parted(value: object) -> bool:
-    "Is this text with commas or bars in it?"
-    return isinstance(value, str) and ("," in value or "|" in value)
+    "Is this text with commas, semicolons or bars in it?"
+    return isinstance(value, str) and re.search(r"[,;|]", value) is not None
 
 
 def _as_list(value: object, blanks: bool, commas: bool = False) -> list:
-    "A cell that holds several values: a list, a list as text, or words between blanks, commas or bars"
+    "A cell that holds several values: a list, a list as text, or words between blanks, or between commas, semicolons or bars"
     if isinstance(value, list | tuple | np.ndarray):
         return list(value)
     if not isinstance(value, str):
         return [] if value is None or value != value else [value]
-    if value.strip().startswith("["):
-        return _printed_list(value.strip())
-    between = r"\s+" if blanks or not (commas or _parted(value)) else r"[,|]"  # an id may hold blanks where commas part them
+    if value.strip().startswith("{"):
+        raise ValueError(f"{value[:40]!r} is a set, which has no order: give lists")
+    if value.strip().startswith(("[", "(")):
+        return _printed_list(f"[{value.strip()[1:-1]}]")
+    between = r"\s+" if blanks or not (commas or _parted(value)) else r"[,;|]"  # an id may hold blanks where commas part them
     return [part.strip() for part in re.split(between, value.strip()) if part.strip()]
 
 # %% ../../nbs/api/data/10_readers.ipynb #93b98261
@@ -738,10 +744,14 @@ def _holds_lists(column: pd.Series) -> bool:
     some = column[:100].dropna()
     if not len(some) or some.dtype.kind in "iufM":
         return False
-    if plain_name(column.name) in _SEVERAL and some.map(_parted).any():
-        return True
     real = lambda value: isinstance(value, list | tuple | np.ndarray)
-    return bool(some.map(lambda value: real(value) or str(value).startswith("[") and str(value).endswith("]")).all())
+    printed = lambda value: str(value)[:1] + str(value)[-1:] in ("[]", "()")
+    return bool(some.map(lambda value: real(value) or printed(value)).all()) or _is_parted(column)
+
+
+def _is_parted(column: pd.Series) -> bool:
+    "Does its name say that it holds several, and is any cell of it parted?"
+    return plain_name(column.name) in _SEVERAL and column.dtype.kind not in "iufM" and bool(column.map(_parted).any())
 
 
 def _lists(column: pd.Series) -> list[list]:
@@ -778,7 +788,7 @@ def _values(frame: pd.DataFrame, column: object, before: object) -> list[list]:
         return _lists(frame[column])
     return [[*had, now] for had, now in zip(_lists(frame[before]), frame[column])]
 
-
+# %% ../../nbs/api/data/10_readers.ipynb #bc30c394
 @patch
 def spread(
     self: RawTable,
@@ -798,7 +808,7 @@ def spread(
     long = frame.iloc[np.repeat(keep, lengths)].reset_index(drop=True)
     for other in filter(None, (item, columns["time"], columns["rating"])):
         past = None if before is None else self.history_column(other)
-        if past is None and not _holds_lists(frame[other]):
+        if past is None and not (_holds_lists(frame[other]) or other == columns["time"] and frame[other].map(_parted).all()):
             continue
         values = _values(frame, other, past)
         odd = np.array([len(values[row]) != length for row, length in zip(keep, lengths)], bool)
@@ -806,6 +816,9 @@ def spread(
             raise ValueError(f"{_rows(np.isin(np.arange(len(frame)), keep[odd]), self.unit, self.first)}: not as many of {other} as items")
         long[other] = list(chain.from_iterable(values[row] for row in keep))
     note = f"{len(frame):,} rows of lists spread over {len(long):,} interactions"
+    if before is None and _is_parted(frame[item]):
+        cut = int(frame[item].map(_parted).sum())
+        note += f"; {cut:,} of {len(frame):,} cells of {item} were cut at commas: if they are single ids, call the column item"
     return replace(self, frame=long, places=np.repeat(keep, lengths), notes=(*self.notes, note), unordered="")
 
 # %% ../../nbs/api/data/10_readers.ipynb #06e4318d

@@ -52,7 +52,7 @@ def _no_times(n: int) -> Times:
     return Times(key=np.zeros(n, np.int64), seconds=np.zeros(n, np.int64), bad=np.ones(n, bool))
 
 # %% ../../nbs/api/data/09_times.ipynb #83d6dbde
-_COMPACT = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # digits -> format
+_COMPACT = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # digits -> format
 
 
 def _compact(numbers: np.ndarray) -> np.ndarray | None:

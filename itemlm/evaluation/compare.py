@@ -154,7 +154,11 @@ def _open_all(models: dict | list) -> dict[str, list[_Run]]:  # model -> its run
     several = {name: list(given) if isinstance(given, list | tuple) else [given] for name, given in models.items()}
     _short_names([_folder(run) for given in several.values() for run in given if not isinstance(run, Report)])
     label = lambda name, given, n: name if len(given) == 1 else f"{name} ({n})"
-    return {name: [_open(run, label(name, given, n)) for n, run in enumerate(given, 1)] for name, given in several.items()}
+    opened = {name: [_open(run, label(name, given, n)) for n, run in enumerate(given, 1)] for name, given in several.items()}
+    for name, runs in opened.items():
+        if len({id(run.report) for run in runs if run.report}) < sum(run.report is not None for run in runs):
+            raise ValueError(f"{name!r} is given one report several times: give one of each seed")
+    return opened
 
 # %% ../../nbs/api/evaluation/61_compare.ipynb #b10b892a
 def _judged(given: object, name: str, parts: Split | None, part: str) -> Report | str | Path:

@@ -286,23 +286,24 @@ class WhatIfView(W.VBox):
     "Edit a history and watch the list"
 
     def __init__(self, rec: Recommender, parts: Split | None = None):
-        self.rec, self.held, self.history, self.before, self.latest = rec, held_out(rec, parts), [], [], 0
+        self.rec, self.held, self.history, self.before = rec, held_out(rec, parts), [], []
+        self.latest, self.newest = 0, 0  # when the history, and that of the user, had its newest event
         self.user, self.find = user_field("Begin with user", self.held.users), typing("Add title", "type a few letters")
         self.again, self.empty = W.Button(description="Start over", icon="undo"), W.Button(description="Empty", icon="trash")
         self.found, self.board = Page(kind="found"), Page(kind="board")
         self.user.observe(lambda change: self.begin(change.new), "value")
         self.find.observe(lambda change: self.found.show(found_html(rec, change.new, 6, add=True)), "value")
-        self.again.on_click(lambda _: self.edit(self.before))
-        self.empty.on_click(lambda _: self.edit([]))
+        self.again.on_click(lambda _: self.edit(self.before, self.newest))
+        self.empty.on_click(lambda _: self.edit([], latest=0))
         for page, do in ((self.found, "add"), *((self.board, do) for do in ("add", "remove", "up", "down"))):
             page.on(do, lambda click: self.edit(_edited(self.history, click["do"], click["at"], click["item"])))
         super().__init__([box(self.user, self.find, self.again, self.empty), self.found, self.board])
         self.edit([])
         self.user.value = str(self.held.users[0]) if len(self.held) else ""
 
-    def edit(self, history: list[str]):
+    def edit(self, history: list[str], latest: int | None = None):  # Unix seconds of its newest event; None = as before
         "Show another history"
-        self.history = list(history)
+        self.history, self.latest = list(history), self.latest if latest is None else latest
         self.board.show(board_sheet(self.rec, self.history, self.before, live=True, latest=self.latest))
 
 # %% ../../nbs/api/explore/88_views.ipynb #63ad76f4
@@ -313,8 +314,8 @@ def begin(self: WhatIfView, user: str):
     if row is None:
         self.board.show(_no_such_user(user))
         return
-    self.before, self.latest = known_history(self.rec, self.held, row), newest_time(self.rec, self.held, row)
-    self.edit(self.before)
+    self.before, self.newest = known_history(self.rec, self.held, row), newest_time(self.rec, self.held, row)
+    self.edit(self.before, self.newest)
 
 # %% ../../nbs/api/explore/88_views.ipynb #77428b36
 def _anybody(held: HeldOut) -> str:

@@ -93,7 +93,8 @@ def attribute_column(
     items: pd.DataFrame,  # the item table
 ) -> str | None:
     "The column that says what an item is, if there is one"
-    return next((name for name in _ATTRIBUTES if name in items and items[name].notna().any()), None)
+    names = {str(name).lower(): name for name in reversed(list(items))}
+    return next((names[name] for name in _ATTRIBUTES if name in names and items[names[name]].notna().any()), None)
 
 
 _NONE = {"", "(no genres listed)"}

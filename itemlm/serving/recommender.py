@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from glob import escape
 from itertools import chain
@@ -323,7 +323,7 @@ def _rows_of(
         raise ValueError(f"user {unknown!r} is not among the {len(self.users):,} known users; for a new user give items=[...]")
     return rows
 
-
+# %% ../../nbs/api/serving/55_recommender.ipynb #2f687030
 @patch
 def history(
     self: Recommender,
@@ -331,6 +331,17 @@ def history(
 ) -> Ragged:  # tokens, oldest first
     "All that is known of some users"
     return self._history_of(self._rows_of(users))
+
+
+@patch
+def _bound_for(self: Recommender, rules: Rules, names: np.ndarray) -> BoundRules:
+    "Rules in columns, for some users; lists of users that nobody knows are said"
+    own = [user for given in (rules.allowed, rules.blocked) if isinstance(given, Mapping) for user in given]
+    unknown = [user for user in own if user not in _USERS[self][1]] if own and self._rows_of([]) is not None else []
+    if unknown:
+        count, some = f"{len(unknown):,} of {len(own):,}", ", ".join(map(repr, unknown[:3]))
+        warnings.warn(f"{count} lists of the rules are of users that are not known: {some}", stacklevel=3)
+    return rules.bind(self.items, names, len(names))
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #b5b786e3
 @patch
@@ -377,7 +388,7 @@ def recommend(
         columns, values = self._search(self.encode([list(items)]), k, seen, rules.bind(self.items))
         return self._table(columns, values)
     rows, names = self._rows_of(users), np.asarray(users)
-    bound = rules.bind(self.items, names, len(rows))
+    bound = self._bound_for(rules, names)
     return self._table(*self._search(self._history_of(rows), k, seen, bound, times=self._times_of(rows)), names)
 
 # %% ../../nbs/api/serving/55_recommender.ipynb #18758e3f
@@ -425,7 +436,7 @@ def recommend_all(
         )
     rows = np.arange(len(self.users)) if users is None else self._rows_of(users)
     names = self.users[rows]
-    bound, items = rules_of(rules, **kwargs).bind(self.items, names, len(rows)), pa.array(self.tokenizer.items, pa.string())
+    bound, items = self._bound_for(rules_of(rules, **kwargs), names), pa.array(self.tokenizer.items, pa.string())
     step = max(1, min(_GROUP, 2**20 // k))
     bar = tqdm(total=len(rows), unit=" users", mininterval=0.5, desc=path.name, disable=not verbose)
     with bar, self.model.cached_item_table(), atomic_write(path) as part:

@@ -371,6 +371,8 @@ def lists(
 # %% ../../nbs/api/serving/54_rules.ipynb #2213a14f
 def _moment(seen: object, newest: int) -> float:  # Unix seconds; NaN = it is none
     "A length of time before the newest event, or a moment"
+    if isinstance(seen, str) and re.fullmatch(r"[\d.]+ *m", seen):  # pandas takes it for minutes
+        return np.nan
     if isinstance(seen, timedelta | np.timedelta64) or isinstance(seen, str) and re.match(r"\d+(\.\d+)? *[A-Za-z]", seen):
         length = pd.Timedelta(seen).total_seconds()
         return newest - length if length > 0 else np.nan
