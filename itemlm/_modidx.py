@@ -2717,6 +2717,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'itemlm.study._check_data': ('api/study.html#_check_data', 'itemlm/study.py'),
                               'itemlm.study._cost_of': ('api/study.html#_cost_of', 'itemlm/study.py'),
                               'itemlm.study._figure_of': ('api/study.html#_figure_of', 'itemlm/study.py'),
+                              'itemlm.study._in_words': ('api/study.html#_in_words', 'itemlm/study.py'),
                               'itemlm.study._is_of': ('api/study.html#_is_of', 'itemlm/study.py'),
                               'itemlm.study._keep': ('api/study.html#_keep', 'itemlm/study.py'),
                               'itemlm.study._key': ('api/study.html#_key', 'itemlm/study.py'),

@@ -9,6 +9,7 @@ __all__ = ['plan', 'finish_run', 'matrix_operations', 'recommendation_cost', 're
 
 # %% ../nbs/api/90_study.ipynb #dbf33060
 import json
+import re
 import shlex
 import platform
 import time
@@ -476,12 +477,23 @@ def _cost_of(row: dict) -> list:
     return [int(row["parameters"]), f"{row['fit_seconds']:,.0f} s", recommending]
 
 # %% ../nbs/api/90_study.ipynb #18e1fd40
+def _in_words(name: str) -> str:
+    "A name whose networks were trained apart, with their kinds and numbers: seeds are what the command is for"
+    found = re.fullmatch(r"(.+), apart=([\w+]+) ([\d+/]+)", name)
+    if found is None:
+        return name
+    kinds, seeds = found[2].split("+"), found[3].split("/")
+    counts = [seed.count("+") + 1 for seed in (seeds * len(kinds) if len(seeds) == 1 else seeds)]
+    return f"{found[1]} of {' and '.join(f'{count} {kind}' for count, kind in zip(counts, kinds))}"
+
+
 def _with_names(
     table: pd.DataFrame,  # from `results_table`, one data set
 ) -> pd.DataFrame:
     "The table with the preset in the model's name where there are several; `small` is what a name alone means"
-    several = table["preset"].nunique() > 1
-    return table.assign(name=table["name"] + ((", " + table["preset"]).where(table["preset"] != "small", "") if several else ""))
+    several, told = table["preset"].nunique() > 1, table["name"].map(_in_words)
+    names = told if told.nunique() == table["name"].nunique() else table["name"]  # two that differ by their seeds stay two
+    return table.assign(name=names + ((", " + table["preset"]).where(table["preset"] != "small", "") if several else ""))
 
 
 def _unlike_starts(chosen: pd.DataFrame) -> str:
