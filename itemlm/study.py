@@ -492,7 +492,8 @@ def _with_names(
 ) -> pd.DataFrame:
     "The table with the preset in the model's name where there are several; `small` is what a name alone means"
     several, told = table["preset"].nunique() > 1, table["name"].map(_in_words)
-    names = told if told.nunique() == table["name"].nunique() else table["name"]  # two that differ by their seeds stay two
+    rows = lambda names: len(pd.DataFrame({"name": names, "preset": table["preset"]}).drop_duplicates())
+    names = told if rows(told) == rows(table["name"]) else table["name"]  # two that differ by their seeds stay two
     return table.assign(name=names + ((", " + table["preset"]).where(table["preset"] != "small", "") if several else ""))
 
 
