@@ -180,6 +180,8 @@ def find_job(
     "The job with these parameters, its data opened, nothing written yet"
     started, (asked, *rest) = time.perf_counter(), asked.each()
     metrics = {name.rpartition(":")[2]: named(name, "metric") for name in listed(asked.metrics)}
+    if len(metrics) < len(listed(asked.metrics)):
+        raise ValueError(f"parameter metrics={asked.metrics!r}: two of them have one name: rename one")
     recipe = recipe_of(asked)
     with said_here():
         parts = parts or opened_data(asked)

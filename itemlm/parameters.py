@@ -294,7 +294,7 @@ class UsualParameters:
     processes: int = 1  # of this machine that train it together
     shard: str = ""  # what each of several processes, these or torchrun's, keeps but a part of: weights (FSDP2) | table
     out_dir: str = ""  # the run folder; empty = one of its own in the workspace
-    like: str = ""  # a run folder, or its name: what is not given is as it was there
+    like: str = ""  # a run folder, or its name: what is not given, or given as it is by default, is as it was there
     settings: str = ""  # anything by its dotted name, "model.width=128, loss.negatives=64"
 
 # %% ../nbs/api/74_parameters.ipynb #9f5111ad

@@ -53,6 +53,8 @@ def plan(
     "All runs of a study, data set by data set"
     if unknown := sorted(model for model in {*models, *(more_seeds or {})} - set(MODELS) if ":" not in model):
         raise ValueError(f"there is no model {', '.join(unknown)}: valid are {', '.join(MODELS)}, or your own as module:function")
+    if asked.get("refit") == "everything" or pairs_of(asked.get("settings", ""), "settings").get("refit") == "everything":
+        raise ValueError("a refit on everything leaves nothing to measure, so it has no place in a study: refit=True has a test")
     count = {model: (more_seeds or {}).get(model, seeds) if _learns(model) else 1 for model in models}
     return [
         TrainParameters(dataset=dataset, model=model, ties=order, seed=seed, **asked)

@@ -113,6 +113,9 @@ def usual_space(
     return ", ".join(f"{name}={said}" for name, said in ((_OF_RECIPE if built.learns else {}) | shared | own).items())
 
 # %% ../nbs/api/76_tuning.ipynb #4e510de6
+_NOT_OF_TRIALS = ("seeds", "out_dir", "like", "device", "processes", "shard", "max_minutes", "metrics", "refit")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuneParameters(DataParameters):
     "What `tune.ipynb` is asked for"
@@ -135,6 +138,8 @@ class TuneParameters(DataParameters):
     def __post_init__(self):
         if self.validation not in ("gapped", "plain"):
             raise ValueError(f"parameter validation={self.validation!r} is not one of gapped, plain")
+        if odd := sorted(set(pairs_of(self.settings, "parameter settings")) & set(_NOT_OF_TRIALS)):
+            raise ValueError(f"parameter settings: {', '.join(odd)} cannot be set there: a trial is one strict run, in the search's folder")
         if not (math.isfinite(self.minutes) and self.minutes >= 0) or self.trials < 0:
             raise ValueError(f"parameters minutes={self.minutes} and trials={self.trials} must not be negative")
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from itemlm import evaluate, fit, load, read_events, split, tiny
-from itemlm.data.split import gapped
+from itemlm.data.split import gapped, with_validation
 from itemlm.data.tokenizer import Sequences
 from itemlm.explain import attention_weights, because, effects, items_read, trace, what_if
 from itemlm.explore.pages import user_sheet
@@ -26,7 +26,7 @@ from itemlm.models.text.rows import hierarchy
 from itemlm.models.time_prior import MONTH, REACH, USUAL, TimePrior
 from itemlm.parameters import TrainParameters, recipe_of
 from itemlm.show import page_text
-from itemlm.training.mix import mix
+from itemlm.training.mix import mix, together
 from itemlm.training.trainer import Trainer
 
 
@@ -134,6 +134,16 @@ def test_a_weight_can_be_chosen_on_a_gapped_validation_part(parts):
     closed = gapped(parts)
     rec = fit(closed, RECIPE, device="cpu", verbose=False)
     assert mix(rec, closed).model.config.weight in WEIGHTS
+
+
+def test_networks_and_neighbours_have_learnt_from_the_same(parts, alone):
+    "Neighbours that have counted the test part, or a network that has, would make a mixture look better than it is."
+    whole = with_validation(parts, True)
+    with pytest.raises(ValueError, match="not what this recommender was trained on"):
+        mix(alone, whole, weight=0.5)
+    everything = fit(parts, RECIPE, device="cpu", verbose=False, refit="everything")
+    with pytest.raises(ValueError, match="not what this recommender was trained on|trained on different parts of the data"):
+        together([alone, everything], parts)
 
 
 def test_two_weights_are_two_runs(parts, alone, tmp_path):

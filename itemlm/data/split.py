@@ -351,7 +351,7 @@ def withhold_items(
     train, valid, test = _without(parts.train, hidden), _asked_for(parts.valid, ~hidden, hidden), _asked_for(parts.test, hidden, hidden)
     protocol = parts.protocol | {"withheld_share": share, "withheld_seed": seed, "withheld_items": int(hidden.sum())}
     for part in (valid, test):
-        protocol |= {f"{part.name}_users": len(part)} | _cold(part, train, parts.events)
+        protocol |= {f"{part.name}_users": part.n_users} | _cold(part, train, parts.events)
     return replace(parts, train=train, valid=valid, test=test, protocol=protocol)
 
 

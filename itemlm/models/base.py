@@ -398,6 +398,12 @@ def tokens_per_item(self: SequenceModel) -> float:
 
 
 @patch(as_prop=True)
+def reads_times(self: SequenceModel) -> bool:
+    "Does what it counts depend on when events were? Then their times are part of what a run is"
+    return False
+
+
+@patch(as_prop=True)
 def reach(self: SequenceModel) -> int:
     "Items of a history, from its newest, that can change a score"
     return self.config.max_len

@@ -51,6 +51,10 @@ class Popularity(SequenceModel):
         columns = tokenizer.encode_codes(parts.train, parts.events.items.index).values - self.config.n_special
         self.counts.copy_(torch.from_numpy(np.bincount(columns, weights, self.config.n_items).astype(np.float32)))
 
+    @property
+    def reads_times(self) -> bool:
+        return self.config.half_life > 0
+
     def scores(self, histories: Ragged) -> Tensor:  # (B, V)
         return self.counts.expand(len(histories), -1)
 

@@ -78,7 +78,7 @@ class Ensemble(Wrapper):
 
     def forward(self, batch: list[Tensor], loss: object) -> Tensor:
         losses = torch.stack([network(batch, loss) for network in self.networks])
-        whole = losses.sum()  # its gradient: each learns as it would alone
+        whole = losses.sum()  # its gradient: each learns as it would alone, unless all are clipped by one norm
         return whole - (whole - losses.mean()).detach()
 
     def setup(self, parts: Split, tokenizer: ItemTokenizer) -> None:
@@ -132,6 +132,11 @@ def _joined(model: Ensemble, networks: list[SequenceModel]) -> Ensemble:
     made = model.with_network(networks[0])
     made.others = nn.ModuleList(networks[1:])
     return made.train(model.training)
+
+
+@patch(as_prop=True)
+def reads_times(self: Ensemble) -> bool:
+    return any(network.reads_times for network in self.networks)
 
 
 @patch

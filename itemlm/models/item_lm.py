@@ -152,7 +152,7 @@ def attention_weights(self: ItemLM, tokens: Tensor) -> Tensor:  # (T,) -> (layer
             x = x + self.embed_positions(steps_back(tokens[None]))
         rotary = self.rotary(0, len(tokens))
         for layer in self.layers:
-            looks.append(layer.self_attn.weights(layer.input_layernorm(x), rotary)[0])
+            looks.append(layer.self_attn.weights(x if layer.post else layer.input_layernorm(x), rotary)[0])
             x = layer(x, rotary)
         return torch.stack(looks)
 

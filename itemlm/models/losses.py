@@ -19,8 +19,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
-from types import CodeType
+from types import CodeType, FunctionType, MethodType
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -528,26 +529,55 @@ def shared_gbce(t: float = 0.75, negatives: int = 8192) -> SharedBinaryCrossEntr
 LOSSES = {"full_softmax": full_softmax, "sampled_softmax": sampled_softmax, "bce": bce, "gbce": gbce, "sce": sce}
 LOSSES |= {"shared_softmax": shared_softmax, "shared_gbce": shared_gbce, "auto": auto, "fused_softmax": fused_softmax}
 
+# %% ../../nbs/api/models/32_losses.ipynb #46811616
+def _told(value: object, above: tuple[int, ...] = ()) -> str:  # above: what holds it, so that nothing is told without end
+    "A value as text that differs where the value does, and is the same in another process"
+    above = (*above, id(value))
+    if id(value) in above[:-1]:
+        return "itself"
+    if isinstance(value, torch.Tensor):
+        value = value.detach().float().cpu().numpy()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return f"{value.dtype} {value.shape} {hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=8).hexdigest()}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name!r}: {_told(one, above)}' for name, one in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_told(one, above) for one in value)}]"
+    if isinstance(value, FunctionType | MethodType):
+        return f"{value.__qualname__} {_code_hash(value.__code__, _made_with(value, above))}"
+    if type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__"):  # which would tell its address
+        return f"{type(value).__qualname__} {_told(vars(value), above)}"
+    return repr(value)
+
+
+def _made_with(function: Callable, above: tuple[int, ...] = ()) -> list[str]:
+    "What a function holds: values around it, its defaults, the object it belongs to or is"
+    held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    held += [*(getattr(function, "__defaults__", None) or ()), *sorted((getattr(function, "__kwdefaults__", None) or {}).items())]
+    held += [vars(function.__self__)] if isinstance(function, MethodType) and hasattr(function.__self__, "__dict__") else []
+    held += [vars(function)] if not hasattr(function, "__code__") and hasattr(function, "__dict__") else []
+    return [_told(one, above) for one in held]
+
 # %% ../../nbs/api/models/32_losses.ipynb #c625dced
 def described(
     function: Callable,  # a loss or a metric
 ) -> dict:  # JSON-able
-    "What identifies a callable: its name, its parameters, and what it does"
+    "What identifies a callable: its name, its parameters, and what it does; what it reads of its module's globals is not known"
     if is_dataclass(function):
         return {"name": f"{type(function).__module__}:{type(function).__qualname__}", **asdict(function)}
     if isinstance(function, partial):
-        return described(function.func) | {"args": [*map(repr, function.args)], **{k: repr(v) for k, v in function.keywords.items()}}
+        return described(function.func) | {"args": [*map(_told, function.args)], **{k: _told(v) for k, v in function.keywords.items()}}
     if not callable(function):
         raise ValueError(f"a loss is a callable of (states, table, columns), such as full_softmax(); got {function!r}")
-    code = getattr(function, "__code__", None)
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    found = {"name": f"{function.__module__}:{name}"}
-    return found | ({"code": _code_hash(code, function.__closure__)} if code else {})
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    found = {"name": f"{getattr(function, '__module__', '')}:{kind.__qualname__}"}
+    code = getattr(function, "__code__", None) or getattr(getattr(kind, "__call__", None), "__code__", None)
+    made = _made_with(function)
+    return found | ({"code": _code_hash(code, made)} if code else {})
 
 
-def _code_hash(code: CodeType, closure: tuple | None = None) -> str:
+def _code_hash(code: CodeType, made: list | None = None) -> str:
     "A name for what a function does, and for the values it was made with"
     parts = [code.co_code.hex(), *map(str, code.co_names)]
     parts += [_code_hash(x) if isinstance(x, CodeType) else repr(x) for x in code.co_consts]
-    parts += [repr(cell.cell_contents) for cell in closure or ()]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b("\n".join([*parts, *(made or [])]).encode(), digest_size=8).hexdigest()

@@ -35,7 +35,7 @@ class MixtureConfig(WrapperConfig):
     neighbours: SequentialKNN.Config = field(default_factory=SequentialKNN.Config)
     weight: float = 0.0  # of the neighbours' probabilities; 0 = chosen on the validation part after training
     time_prior: float | None = 0.0  # power of what was popular around the time of the newest event; None = chosen likewise
-    ahead: bool = True  # later events count in it too, as leave-one-out permits; False = what service can know
+    ahead: bool = True  # later events count in it too, as leave-one-out permits; False = those up to the end of the question's month
 
     def __post_init__(self):
         near = SequentialKNN.Config(**self.neighbours) if isinstance(self.neighbours, dict) else self.neighbours
@@ -68,7 +68,7 @@ class Mixture(Wrapper):
         if self.config.time_prior != 0:
             self.prior.setup(parts, tokenizer)
 
-
+# %% ../../nbs/api/models/38_mixture.ipynb #39de55e1
 @patch
 def with_network(self: Mixture, network: SequenceModel) -> Mixture:
     made, more = Wrapper.with_network(self, network), network.config.n_items - self.config.n_items
@@ -76,6 +76,11 @@ def with_network(self: Mixture, network: SequenceModel) -> Mixture:
     made.neighbours.take_rows(offsets, self.neighbours.columns, self.neighbours.weights)
     made.prior.take_counts(self.prior.months, self.prior.columns, self.prior.counts)
     return made
+
+
+@patch(as_prop=True)
+def reads_times(self: Mixture) -> bool:
+    return self.config.time_prior != 0 or self.network.reads_times
 
 
 @patch(as_prop=True)

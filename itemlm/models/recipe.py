@@ -98,7 +98,9 @@ def with_fields(
 def identity(self: TrainingConfig) -> dict:  # JSON-able
     "What decides a run's numbers, the kind of model and the loss included"
     plain = {f.name: vars(self)[f.name] for f in fields(self) if f.name not in ("model", "loss")}
-    known = {"kind": type(self.model).model_class.__qualname__, "model": asdict(self.model), "loss": described(self.loss), **plain}
+    kind = type(self.model).model_class
+    name = kind.__qualname__ if kind.__module__.startswith("itemlm.") else f"{kind.__module__}:{kind.__qualname__}"
+    known = {"kind": name, "model": asdict(self.model), "loss": described(self.loss), **plain}
     return json.loads(json.dumps(known, default=repr))
 
 

@@ -132,6 +132,11 @@ def reach(self: Wrapper) -> int:
     return self.network.reach
 
 
+@patch(as_prop=True)
+def reads_times(self: Wrapper) -> bool:
+    return self.network.reads_times
+
+
 @patch
 def fingerprint(self: Wrapper, items: pd.DataFrame) -> str:
     return self.network.fingerprint(items)

@@ -20,10 +20,15 @@ from ..serving.recommender import Recommender
 
 # %% ../../nbs/api/training/56_mix.ipynb #fc0729fb
 def _tokenizer_of(parts: Split, rec: Recommender) -> ItemTokenizer:
-    "The tokenizer of a split, if it is the recommender's"
-    tokenizer = ItemTokenizer.from_split(parts)
+    "The tokenizer of a split, if the recommender was trained on it, or on less of it"
+    tokenizer, training = ItemTokenizer.from_split(parts), parts.protocol.get("training")
     if not np.array_equal(rec.tokenizer.items, tokenizer.items):
         raise ValueError(f"{parts.events.name} as it is split here is not what this recommender was trained on: its items are others")
+    here = {"fingerprint": parts.events.fingerprint, "split": parts.protocol.get("split")}
+    here |= {"training": training} if training else {}
+    if differ := [name for name, ours in here.items() if rec.data and rec.data.get(name) != ours]:
+        there = ", ".join(f"{name} {rec.data.get(name)} there, {here[name]} here" for name in differ)
+        raise ValueError(f"{parts.events.name} as it is split here is not what this recommender was trained on: {there}")
     return tokenizer
 
 
@@ -55,5 +60,7 @@ def together(
     "One recommender of several networks, their probabilities averaged"
     for rec in recs:
         _tokenizer_of(parts, rec)
+    if len(kinds := sorted({rec.data.get("training") or "strict" for rec in recs})) > 1:
+        raise ValueError(f"these were trained on different parts of the data ({', '.join(kinds)}): put together what was trained alike")
     model = ensemble_of([copy.deepcopy(rec.model) for rec in recs])
     return replace(recs[0], model=model.to(recs[0].model.device).eval())

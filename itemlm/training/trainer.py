@@ -477,7 +477,8 @@ def run_identity(
         {"training": training} if training else {}
     )
     read = model.fingerprint(parts.events.items.loc[tokenizer.items])
-    return known | ({"items": read} if read else {})
+    times = {"times": content_hash(np.asarray(parts.events.times, np.int64).tobytes())} if model.reads_times else {}
+    return known | ({"items": read} if read else {}) | times
 
 # %% ../../nbs/api/training/55_trainer.ipynb #8ec8cf33
 def read_config(

@@ -34,6 +34,7 @@ from itemlm.models.losses import (
 )
 from ..models.recipe import TrainingConfig
 from ..serving.recommender import Recommender, new_item_rows
+from .labels import NeighbourLabels
 from .ppmi import near_pairs
 from .schedule import learning_rate, make_optimizer
 from .trainer import build_model, train_step
@@ -254,8 +255,16 @@ def _steps(new: np.ndarray, old: np.ndarray, batch: int, how: UpdateConfig) -> l
     return found
 
 # %% ../../nbs/api/training/56_update.ipynb #c632fcc7
-def _learn(model: SequenceModel, all_known: Merged, config: TrainingConfig, how: UpdateConfig) -> int:  # steps
+def _learn(
+    model: SequenceModel,
+    all_known: Merged,
+    config: TrainingConfig,
+    how: UpdateConfig,
+    known: Split | None = None,  # the same as a split, where neighbours share the labels
+) -> int:  # steps
     "Train a model on from its weights"
+    share = config.neighbour_labels
+    labels = NeighbourLabels(share, model, known, all_known.tokenizer) if share else None
     sequences, fresh = _to_learn(all_known, config.model.max_len)
     config = replace(config, lr=config.lr * how.lr)
     order = _steps(np.flatnonzero(fresh), np.flatnonzero(~fresh), config.batch, how)
@@ -266,7 +275,7 @@ def _learn(model: SequenceModel, all_known: Merged, config: TrainingConfig, how:
             torch.manual_seed(how.seed * 1_000_003 + step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, len(order), config)
-            loss = train_step(model, optimizer, sequences.buckets(rows), config).item()
+            loss = train_step(model, optimizer, sequences.buckets(rows), config, labels).item()
             if not np.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {step} of the update: lower UpdateConfig(lr={how.lr})")
     optimizer.settle()
@@ -321,9 +330,10 @@ def _updated_model(
         model = rec.model.widen(partial(start_rows, **around))  # each of several networks by its own table
     else:
         raise ValueError(f"{type(rec.model).__name__} cannot take in new items: leave their events out, or train anew")
-    steps = _learn(model, all_known, config, how)
+    known = _as_split(all_known, items, rec.data)
+    steps = _learn(model, all_known, config, how, known)
     if model.recounts:
-        model.recount(_as_split(all_known, items, rec.data), all_known.tokenizer)
+        model.recount(known, all_known.tokenizer)
     return model, steps
 
 

@@ -107,6 +107,7 @@ def setup(self: HFGenerativeLM, parts: Split, tokenizer: ItemTokenizer) -> None:
     if int(ids.max()) >= have:
         raise ValueError(f"the network has {have:,} subwords, the items need {int(ids.max()) + 1:,}: lower vocabulary")
     self.codes, self.ids, self._trie = codes.codes.to(self.device), ids.to(self.device), None
+    self.warn_of_unwritten(parts, tokenizer)
 
 # %% ../../../nbs/api/models/text/48_hf.ipynb #9e87dbf2
 @patch
