@@ -274,7 +274,7 @@ def _check_data(runs: list[TrainParameters], records: Path) -> None:
         params = asked.deciding()
         if (theirs := known.get(_key({"params": params}))) is None:
             continue
-        read = asked.dataset, asked.ties, asked.ties == "shuffled" and asked.seed, _more_data(params)
+        read = asked.dataset, asked.protocol, asked.ties, asked.ties == "shuffled" and asked.seed, _more_data(params)
         if read not in now:
             now[read] = _opened_or_none(asked)
         if now[read] is not None and not _is_of(theirs, now[read]):
