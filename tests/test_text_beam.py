@@ -53,7 +53,14 @@ HISTORIES = Sequences.from_lists([[9, 30, 40], [12], [50, 9, 8, 66, 12, 11, 33, 
 @pytest.mark.parametrize("ids", ["title", "number", "random"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"kv_heads": 1}, {"position": "none"}, {"norm": "layer", "feed_forward": "gelu", "head": "dot"}, {"max_codes": 20}],
+    [
+        {},
+        {"kv_heads": 1},
+        {"position": "none"},
+        {"norm_place": "post"},
+        {"norm": "layer", "feed_forward": "gelu", "head": "dot"},
+        {"max_codes": 20},
+    ],
     ids=str,
 )
 def test_full_width_beam_is_exact(parts, ids, changes):
