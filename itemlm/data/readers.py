@@ -248,7 +248,7 @@ def doubtful_ids(
     if len(found):
         return f"there is a {role} called {', '.join(map(repr, map(str, found)))}: is it one?"
     broken = next((str(id) for id in ids if "\n" in str(id)), "")
-    return f"a {role} id goes over several lines, {broken[:40]!r}: is a quotation mark left open?" if broken else ""
+    return f"one {role} id goes over several lines, {broken[:40]!r}: is a quotation mark left open?" if broken else ""
 
 # %% ../../nbs/api/data/10_readers.ipynb #81b6df90
 @patch
